@@ -1,0 +1,139 @@
+"""Every field there is, with its default: Detectron2's Mask R-CNN R50-FPN 1x on COCO.
+
+The other configs are short differences from this one. Fields that are `()` or `""` are unset.
+Sizes are (height, width) or side lengths in pixels.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the complete tree of fields."""
+    c = ml_collections.ConfigDict()
+
+    c.model = m = ml_collections.ConfigDict()
+    # Backbone.
+    m.depth = 50  # 18, 34, 50, 101, 152
+    m.width = 64  # channels of the stem; the stages scale with it
+    m.groups = 1  # ResNeXt: 32
+    m.width_per_group = 64  # ResNeXt 32x8d: 8
+    m.stride_in_1x1 = True  # stage stride in the 1x1 conv (Detectron2's R50, R101) or in the 3x3
+    m.norm = "frozen"  # "frozen" affine, "batch" (statistics over the whole mesh), "group"
+    m.freeze_at = 2  # freezes the stem (1), res2 (2), ... res5 (5); 0 freezes nothing
+    m.fpn_channels = 256
+    m.fpn_norm = "none"  # "none", "batch", "group": norm of FPN and heads
+    # Input.
+    m.channel_order = "bgr"  # what the weights expect; images are read as RGB
+    m.pixel_mean = (103.53, 116.28, 123.675)  # in channel_order, of 0..255
+    m.pixel_std = (1.0, 1.0, 1.0)
+    # Anchors: one size per level P2..P6; ratio = height / width.
+    m.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)
+    m.anchor_ratios = (0.5, 1.0, 2.0)
+    m.anchor_offset = 0.0  # of the first anchor's centre, in strides
+    # Region proposal network.
+    m.rpn_channels = 256
+    m.rpn_iou_thresholds = (0.3, 0.7)  # below: background; from: foreground; between: ignored
+    m.rpn_batch_per_image = 256
+    m.rpn_positive_fraction = 0.5
+    m.rpn_smooth_l1_beta = 0.0
+    m.rpn_loss_weight = 1.0
+    m.rpn_pre_nms_topk_train = 2000  # per level
+    m.rpn_pre_nms_topk_test = 1000
+    m.rpn_post_nms_topk_train = 1000  # over all levels
+    m.rpn_post_nms_topk_test = 1000
+    m.rpn_nms_thresh = 0.7
+    # Region heads.
+    m.roi_batch_per_image = 512
+    m.roi_positive_fraction = 0.25
+    m.roi_iou_thresh = 0.5
+    m.roi_sampling_ratio = 0  # samples per bin and axis; 0: as many as the roi is large
+    m.roi_aligned = True  # half-pixel correction; False: the legacy ROIAlign
+    m.box_pool_size = 7
+    m.box_fc_dim = 1024
+    m.box_deltas_weights = (10.0, 10.0, 5.0, 5.0)
+    m.box_smooth_l1_beta = 0.0
+    m.box_loss_weight = 1.0
+    m.mask_pool_size = 14
+    m.mask_channels = 256
+    m.mask_convs = 4
+    m.mask_loss_weight = 1.0
+    # Detections.
+    m.score_thresh = 0.05
+    m.nms_thresh = 0.5
+    m.max_candidates = 4000  # (roi, class) pairs that enter the last NMS
+    m.max_detections = 100
+    # Compute.
+    m.dtype = "float32"  # of the convolutions and dense layers: "float32", "bfloat16"
+    m.remat = False  # recompute the backbone's blocks in the backward pass: less memory, more time
+
+    c.data = d = ml_collections.ConfigDict()
+    d.name = "coco"  # "coco": COCO JSON files; "coco_2017": downloaded; "shapes": generated
+    for split in ("train", "val"):
+        d[split] = s = ml_collections.ConfigDict()
+        s.annotations = ""  # COCO JSON file
+        s.images = ""  # folder of the pictures; several folders separated by ":" are searched
+    d.cache_dir = ""  # of the prepared records; "": ~/.cache/maskrcnn_jax
+    d.on_bad_image = "error"  # "error", or "skip": missing and unreadable files are counted
+    d.filter_empty = False  # drop training images without objects (Detectron2's recipe does)
+    d.mask_side = 112  # of the box-frame bitmaps in the records
+    d.max_instances = 100  # G; more than these in one image are dropped at random, and counted
+    # Resize: the shorter side to one of `short`, the longer one at most `long`.
+    d.short = (640, 672, 704, 736, 768, 800)
+    d.long = 1333
+    d.short_test = 800
+    d.long_test = 1333
+    # Canvases, one compiled program each: () derives landscape, portrait and square from short and
+    # long; images go to the smallest that holds them.
+    d.canvases = ()
+    d.flip = 0.5  # probability
+    d.lsj_scale = ()  # (0.1, 2.0): large-scale jitter, replaces the resize by `short`
+    d.lsj_size = 1024  # side of the canvas of large-scale jitter
+    d.color_jitter = 0.0  # strength of brightness, contrast and saturation: factors 1 +- strength
+    d.shapes_train = 512  # images that "shapes" generates
+    d.shapes_val = 64
+    d.limit = 0  # use the first n training images by id; 0: all
+    d.num_workers = 0  # threads of the input pipeline; 0: as many as cores
+    d.prefetch = 2  # batches prepared ahead
+
+    c.optim = o = ml_collections.ConfigDict()
+    o.name = "sgd"  # "sgd", "adamw"
+    o.base_lr = 0.02  # for a batch of base_batch images; scales with train.batch_size
+    o.base_batch = 16
+    o.schedule = "step"  # "step", "cosine", "constant"
+    o.milestones = (2 / 3, 8 / 9)  # of "step", as fractions of train.num_steps
+    o.gamma = 0.1
+    o.warmup_steps = 1000
+    o.warmup_factor = 0.001
+    o.momentum = 0.9
+    o.b2 = 0.999  # of adamw
+    o.weight_decay = 1e-4
+    # (pattern, factor): the first pattern found in a parameter's path decides.
+    o.decay_rules = ((r"norm.*/(scale|bias)$", 0.0), (r".*", 1.0))
+    o.lr_rules = ((r".*", 1.0),)  # factor 0 freezes
+    o.clip_norm = 0.0  # global norm of the gradient; 0: no clipping
+    o.ema_decay = 0.0  # 0: no average of the parameters; evaluation uses the average
+
+    c.train = t = ml_collections.ConfigDict()
+    t.num_steps = 90_000
+    t.batch_size = 16  # global, over all devices and hosts
+    t.accumulate = 1  # micro-batches per step
+    t.seed = 0
+    t.log_every = 20
+    t.checkpoint_every = 5_000
+    t.keep_last = 2
+    t.best_metric = "segm/AP"  # the best checkpoint by it is kept, too
+    t.early_stop = 0  # evaluations without a better best_metric before the run ends; 0: never
+    t.deterministic = False  # GPU: deterministic kernels, slower
+    t.compile_cache = ""  # "": ~/.cache/maskrcnn_jax/jax; "none": no cache
+
+    c.eval = e = ml_collections.ConfigDict()
+    e.every = 0  # steps between evaluations during training; 0: only at the end
+    e.batch_size = 8
+    e.mask_thresh = 0.5
+    e.num_pictures = 8  # overlays, prediction beside ground truth
+    e.picture_thresh = 0.5  # score from which a detection is drawn
+
+    c.init = i = ml_collections.ConfigDict()
+    i.checkpoint = ""  # folder of a run, or of a checkpoint: its backbone or the whole model
+
+    return c
