@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.norm = "frozen"  # "frozen" affine, "batch" (statistics over the whole mesh), "group"
     m.freeze_at = 2  # freezes the stem (1), res2 (2), ... res5 (5); 0 freezes nothing
     m.fpn_channels = 256
-    m.fpn_norm = "none"  # "none", "batch", "group": norm of FPN and heads
+    m.head_norm = "none"  # "none", "batch", "group": norm of the FPN and of the heads' convolutions
     # Input.
     m.channel_order = "bgr"  # what the weights expect; images are read as RGB
     m.pixel_mean = (103.53, 116.28, 123.675)  # in channel_order, of 0..255
@@ -32,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.anchor_offset = 0.0  # of the first anchor's centre, in strides
     # Region proposal network.
     m.rpn_channels = 256
+    m.rpn_convs = 1
     m.rpn_iou_thresholds = (0.3, 0.7)  # below: background; from: foreground; between: ignored
     m.rpn_batch_per_image = 256
     m.rpn_positive_fraction = 0.5
@@ -49,6 +50,9 @@ def get_config() -> ml_collections.ConfigDict:
     m.roi_sampling_ratio = 0  # samples per bin and axis; 0: as many as the roi is large
     m.roi_aligned = True  # half-pixel correction; False: the legacy ROIAlign
     m.box_pool_size = 7
+    m.box_convs = 0  # 3x3 convolutions before the dense layers, of box_channels
+    m.box_channels = 256
+    m.box_fcs = 2
     m.box_fc_dim = 1024
     m.box_deltas_weights = (10.0, 10.0, 5.0, 5.0)
     m.box_smooth_l1_beta = 0.0

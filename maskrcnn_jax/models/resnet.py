@@ -1,0 +1,114 @@
+"""ResNet and ResNeXt: images in, C2..C5 out. Source: arXiv 1512.03385, 1611.05431."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from maskrcnn_jax.models.norm import ConvNorm
+
+STAGES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the shortcut (ResNet-18 and -34)."""
+
+    features: int
+    stride: int
+    norm: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W F"], train: bool) -> Float[Array, "B h w f"]:
+        """x: [B, H, W, F]; returns [B, H / stride, W / stride, features]."""
+        common = {"norm": self.norm, "dtype": self.dtype}
+        y = ConvNorm(self.features, 3, self.stride, name="conv1", **common)(x, train)
+        y = ConvNorm(self.features, 3, relu=False, name="conv2", **common)(y, train)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            shortcut = ConvNorm(
+                self.features, 1, self.stride, relu=False, name="shortcut", **common
+            )
+            x = shortcut(x, train)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (grouped in ResNeXt), 1x1 and the shortcut (ResNet-50 and deeper)."""
+
+    features: int
+    inner: int
+    stride: int
+    groups: int
+    stride_in_1x1: bool
+    norm: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W F"], train: bool) -> Float[Array, "B h w f"]:
+        """x: [B, H, W, F]; returns [B, H / stride, W / stride, features]."""
+        common = {"norm": self.norm, "dtype": self.dtype}
+        first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        y = ConvNorm(self.inner, 1, first, name="conv1", **common)(x, train)
+        y = ConvNorm(self.inner, 3, second, self.groups, name="conv2", **common)(y, train)
+        y = ConvNorm(self.features, 1, relu=False, name="conv3", **common)(y, train)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            shortcut = ConvNorm(
+                self.features, 1, self.stride, relu=False, name="shortcut", **common
+            )
+            x = shortcut(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """The backbone. Parameter paths: stem, res2_block0/conv1, ... as in the papers.
+
+    depth: a key of STAGES. width: channels of the stem; the stages scale with it. groups and
+    width_per_group: ResNeXt (32, 8). stride_in_1x1: where a stage strides. remat: recompute the
+    blocks in the backward pass.
+    """
+
+    depth: int = 50
+    width: int = 64
+    groups: int = 1
+    width_per_group: int = 64
+    stride_in_1x1: bool = True
+    norm: str = "frozen"
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> dict[str, Array]:
+        """images: normalised, [B, H, W, 3]. Returns {"c2": [B, H/4, W/4, F], ... "c5"}."""
+        x = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="stem")(images, train)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        out = {}
+        for stage, num_blocks in enumerate(STAGES[self.depth]):
+            level = f"res{stage + 2}"
+            for index in range(num_blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = self._block(stage, stride, f"{level}_block{index}")(x, train)
+            out[f"c{stage + 2}"] = x
+        return out
+
+    def _block(self, stage: int, stride: int, name: str) -> nn.Module:
+        basic = self.depth < 50
+        block = BasicBlock if basic else Bottleneck
+        if self.remat:
+            block = nn.remat(block, static_argnums=(2,))
+        common = {"norm": self.norm, "dtype": self.dtype, "name": name}
+        features = self.width * 2**stage
+        if basic:
+            return block(features=features, stride=stride, **common)
+        return block(
+            features=4 * features,
+            inner=self.groups * self.width_per_group * features // 64,
+            stride=stride,
+            groups=self.groups,
+            stride_in_1x1=self.stride_in_1x1,
+            **common,
+        )

@@ -1,0 +1,91 @@
+"""What the heads should have said: anchors and rois assigned to ground truth, one image at a time.
+
+Pure functions on the arrays of ONE image; the caller maps them over the batch. Nothing here is
+differentiated.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from maskrcnn_jax.ops import boxes as box_ops
+from maskrcnn_jax.ops import masks as mask_ops
+from maskrcnn_jax.ops import matching
+from maskrcnn_jax.types import Proposals, Samples
+
+
+def rpn_targets(
+    anchors: Float[Array, "N 4"],
+    anchor_valid: Bool[Array, "N"],
+    gt_boxes: Float[Array, "G 4"],
+    gt_valid: Bool[Array, "G"],
+    key: Key[Array, ""],
+    iou_thresholds: tuple[float, float],
+    num: int,
+    positive_fraction: float,
+) -> tuple[Int[Array, "R"], Bool[Array, "R"], Bool[Array, "R"], Float[Array, "R 4"]]:
+    """Samples `num` anchors. Returns their rows, fg, valid, and target deltas (unit weights).
+
+    An anchor is foreground from the upper threshold on, or where it is the best of a ground truth;
+    background below the lower one; anchors on padding take no part.
+    Source: arXiv 1506.01497 section 3.1.2; Detectron2 `RPN.label_and_sample_anchors`.
+    """
+    # One array for both the best of a row and the comparison with it: two fusions may round apart.
+    iou = jax.lax.optimization_barrier(box_ops.pairwise_iou(gt_boxes, anchors))
+    matched, labels = matching.match(
+        iou, gt_valid, iou_thresholds, (0, -1, 1), allow_low_quality=True
+    )
+    labels = jnp.where(anchor_valid, labels, -1)
+    rows, fg, valid = matching.sample(labels, key, num, positive_fraction)
+    deltas = box_ops.encode_deltas(anchors[rows], gt_boxes[matched[rows]], (1.0, 1.0, 1.0, 1.0))
+    return rows, fg, valid, jnp.where(fg[:, None], deltas, 0.0)
+
+
+def sample_rois(
+    proposals: Proposals,
+    gt_boxes: Float[Array, "G 4"],
+    gt_classes: Int[Array, "G"],
+    gt_valid: Bool[Array, "G"],
+    key: Key[Array, ""],
+    iou_thresh: float,
+    num: int,
+    positive_fraction: float,
+    num_classes: int,
+) -> Samples:
+    """Samples `num` rois among the proposals and the ground-truth boxes themselves.
+
+    Source: Detectron2 `ROIHeads.label_and_sample_proposals`.
+    """
+    rois = jnp.concatenate([proposals.boxes, gt_boxes])
+    usable = jnp.concatenate([proposals.valid, gt_valid])
+    iou = box_ops.pairwise_iou(gt_boxes, rois)
+    matched, labels = matching.match(iou, gt_valid, (iou_thresh,), (0, 1), allow_low_quality=False)
+    labels = jnp.where(usable, labels, -1)
+    rows, fg, valid = matching.sample(labels, key, num, positive_fraction)
+    matched = matched[rows]
+    classes = jnp.where(fg, gt_classes[matched], num_classes)
+    return Samples(rois[rows], classes, matched, fg, valid)
+
+
+def box_targets(
+    samples: Samples, gt_boxes: Float[Array, "G 4"], weights: tuple[float, float, float, float]
+) -> Float[Array, "R 4"]:
+    """Deltas from each sampled roi to its ground truth; zero on background rows."""
+    deltas = box_ops.encode_deltas(samples.rois, gt_boxes[samples.matched_idxs], weights)
+    return jnp.where(samples.fg[:, None], deltas, 0.0)
+
+
+def mask_targets(
+    rois: Float[Array, "R 4"],
+    matched_idxs: Int[Array, "R"],
+    gt_masks: UInt8[Array, "G S _"],
+    gt_frames: Float[Array, "G 4"],
+    size: int,
+) -> Float[Array, "R {size} {size}"]:
+    """Cuts each roi out of its ground truth's bit-packed bitmap; 0 or 1, float32.
+
+    Source: Detectron2 `BitMasks.crop_and_resize`: the roi's aligned ROIAlign, at least one half.
+    """
+    bitmaps = mask_ops.unpack_bits(gt_masks[matched_idxs])
+    soft = mask_ops.crop_masks(bitmaps, gt_frames[matched_idxs], rois, size)
+    return (soft >= 0.5).astype(jnp.float32)
