@@ -1,0 +1,267 @@
+"""What the values of a config have to satisfy, alone and against each other.
+
+Works on the flat {"group.field": value} form, whose types `maskrcnn_jax.config.load` has already
+checked. Every message names the field, its value and the remedy.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+Fields = dict[str, Any]
+
+CHOICES = {
+    "model.depth": (18, 34, 50, 101, 152),
+    "model.norm": ("frozen", "batch", "group"),
+    "model.head_norm": ("none", "batch", "group"),
+    "model.freeze_at": (0, 1, 2, 3, 4, 5),
+    "model.channel_order": ("bgr", "rgb"),
+    "model.dtype": ("float32", "bfloat16"),
+    "data.name": ("coco", "coco_2017", "shapes"),
+    "data.on_bad_image": ("error", "skip"),
+    "optim.name": ("sgd", "adamw"),
+    "optim.schedule": ("step", "cosine", "constant"),
+    "train.best_metric": tuple(
+        f"{kind}/{metric}"
+        for kind in ("bbox", "segm")
+        for metric in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    ),
+}
+
+LENGTHS = {
+    "model.anchor_sizes": 5,
+    "model.pixel_mean": 3,
+    "model.pixel_std": 3,
+    "model.rpn_iou_thresholds": 2,
+    "model.box_deltas_weights": 4,
+}
+
+NOT_EMPTY = ("model.anchor_ratios", "data.short", "optim.decay_rules", "optim.lr_rules")
+
+
+def _fields(group: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{group}.{name}" for name in names.split())
+
+
+# Ranges hold for every number inside a tuple, too. Each numeric field stands in exactly one place:
+# here or in CHOICES (tested).
+POSITIVE = (
+    *_fields("model", "width groups width_per_group fpn_channels pixel_std anchor_sizes"),
+    *_fields("model", "anchor_ratios rpn_channels rpn_batch_per_image roi_batch_per_image"),
+    *_fields("model", "rpn_pre_nms_topk_train rpn_pre_nms_topk_test"),
+    *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
+    *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
+    *_fields("model", "box_deltas_weights mask_pool_size"),
+    *_fields("model", "mask_channels max_candidates max_detections"),
+    *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
+    *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
+    *_fields("optim", "base_lr base_batch gamma"),
+    *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
+    *_fields("eval", "batch_size"),
+)
+NOT_NEGATIVE = (
+    *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
+    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
+    *_fields("data", "limit num_workers"),
+    *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
+    *_fields("train", "seed early_stop"),
+    *_fields("eval", "every num_pictures"),
+)
+FRACTIONS = (
+    *_fields("model", "anchor_offset rpn_iou_thresholds rpn_positive_fraction rpn_nms_thresh"),
+    *_fields("model", "roi_positive_fraction roi_iou_thresh score_thresh nms_thresh"),
+    *_fields("data", "flip color_jitter"),
+    *_fields("optim", "milestones warmup_factor"),
+    *_fields("eval", "mask_thresh picture_thresh"),
+)
+BELOW_ONE = _fields("optim", "momentum b2 ema_decay")  # 1 would never forget
+
+RANGES = (
+    (POSITIVE, "greater than 0", lambda x: x > 0),
+    (NOT_NEGATIVE, "0 or greater", lambda x: x >= 0),
+    (FRACTIONS, "a fraction, within 0..1", lambda x: 0 <= x <= 1),
+    (BELOW_ONE, "0 or greater and below 1", lambda x: 0 <= x < 1),
+)
+
+
+def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
+    """Returns (errors, warnings): messages, empty where all is well.
+
+    Args:
+      fields: every leaf of the config.
+      mode: "train", "evaluate" or "replay"; it tells which data set must be named.
+    """
+    errors = [*_single_fields(fields), *_texts(fields)]
+    if errors:  # the rules below compare fields that are sound by themselves
+        return errors, []
+    errors = [*_model(fields), *_sizes(fields), *_data(fields, mode), *_schedule(fields)]
+    return errors, [] if errors else list(_warnings(fields, mode))
+
+
+def numbers(value: Any) -> list[float]:
+    """Returns the numbers in a field's value; truth values and texts are none."""
+    if isinstance(value, tuple):
+        return [number for item in value for number in numbers(item)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def _single_fields(fields: Fields) -> Iterator[str]:
+    for field, value in fields.items():
+        if not all(math.isfinite(number) for number in numbers(value)):
+            yield f"{field}={value!r} is not finite; give a finite number"
+    for field, choices in CHOICES.items():
+        if fields[field] not in choices:
+            yield f"{field}={fields[field]!r} is unknown; choose one of {choices}"
+    for field, length in LENGTHS.items():
+        if len(fields[field]) != length:
+            yield f"{field}={fields[field]!r} has {len(fields[field])} values; give {length}"
+    for field in NOT_EMPTY:
+        if not fields[field]:
+            yield f"{field} is empty; give at least one value"
+    for names, wanted, holds in RANGES:
+        for field in names:
+            if not all(holds(x) or not math.isfinite(x) for x in numbers(fields[field])):
+                yield f"{field}={fields[field]!r} must be {wanted}"
+
+
+def _texts(fields: Fields) -> Iterator[str]:
+    for field in ("optim.decay_rules", "optim.lr_rules"):
+        for pattern, _ in fields[field]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"{field}: {pattern!r} is not a regular expression: {error}"
+
+
+def _model(fields: Fields) -> Iterator[str]:
+    depth, groups = fields["model.depth"], fields["model.groups"]
+    width = fields["model.width_per_group"]
+    if depth < 50 and (groups, width) != (1, 64):
+        yield (
+            f"model.depth={depth} has no bottleneck blocks: model.groups={groups} and "
+            f"model.width_per_group={width} must be 1 and 64, or the depth 50 or more"
+        )
+    freeze_at, norm = fields["model.freeze_at"], fields["model.norm"]
+    if freeze_at > 0 and norm != "frozen" and not fields["init.checkpoint"]:
+        yield (
+            f"model.freeze_at={freeze_at} with model.norm={norm!r} and no init.checkpoint would "
+            "freeze random layers; set model.freeze_at=0, or init.checkpoint to trained weights"
+        )
+    yield from _group_norm(fields)
+    low, high = fields["model.rpn_iou_thresholds"]
+    if low > high:
+        yield f"model.rpn_iou_thresholds={(low, high)} must rise: (background, foreground)"
+    if fields["model.max_candidates"] < fields["model.max_detections"]:
+        yield (
+            f"model.max_candidates={fields['model.max_candidates']} is below model.max_detections="
+            f"{fields['model.max_detections']}; every detection is a candidate first"
+        )
+
+
+def _group_norm(fields: Fields) -> Iterator[str]:
+    norms = {"model.width": "model.norm"}
+    norms |= dict.fromkeys(_fields("model", "fpn_channels mask_channels"), "model.head_norm")
+    if fields["model.box_convs"]:
+        norms["model.box_channels"] = "model.head_norm"
+    for field, norm in norms.items():
+        if fields[norm] == "group" and fields[field] % 32 and 32 % fields[field]:
+            yield (
+                f"{field}={fields[field]} with {norm}='group' must be a multiple or a divisor of "
+                "32, the number of groups"
+            )
+
+
+def _sizes(fields: Fields) -> Iterator[str]:
+    if fields["data.mask_side"] % 8:
+        yield f"data.mask_side={fields['data.mask_side']} must be a multiple of 8 (packed bits)"
+    if fields["data.lsj_size"] % 32:
+        yield f"data.lsj_size={fields['data.lsj_size']} must be a multiple of 32, the stride of P5"
+    canvases = fields["data.canvases"]
+    if any(not isinstance(c, tuple) or [s % 32 for s in c] != [0, 0] for c in canvases):
+        yield (
+            f"data.canvases={canvases!r} must be (height, width) pairs of multiples of 32, "
+            "as in ((832,1344),(1344,832))"
+        )
+    scale = fields["data.lsj_scale"]
+    if scale and (any(isinstance(x, tuple) for x in scale) or len(scale) != 2):
+        yield f"data.lsj_scale={scale!r} must be (smallest, largest), as in (0.1,2.0), or ()"
+    elif scale and scale[0] > scale[1]:
+        yield f"data.lsj_scale={scale!r} must rise: (smallest, largest)"
+    for short, long in (("data.short", "data.long"), ("data.short_test", "data.long_test")):
+        if max(numbers((fields[short],))) > fields[long]:
+            yield f"{short}={fields[short]!r} exceeds {long}={fields[long]}; raise {long}"
+
+
+def _data(fields: Fields, mode: str) -> Iterator[str]:
+    name = fields["data.name"]
+    paths = {
+        split: tuple(fields[f"data.{split}.{kind}"] for kind in ("annotations", "images"))
+        for split in ("train", "val")
+    }
+    for split, (annotations, images) in paths.items():
+        if name != "coco" and (annotations or images):
+            yield (
+                f"data.{split}.annotations and .images are set, but data.name={name!r} brings its "
+                "own; set data.name=coco, or leave them empty"
+            )
+        elif bool(annotations) != bool(images):
+            missing = "images" if annotations else "annotations"
+            yield f"data.{split}.{missing} is empty; a split needs both annotations and images"
+    needed = {"train": "train", "evaluate": "val"}.get(mode)
+    if name == "coco" and needed and not any(paths[needed]):
+        yield (
+            f"data.{needed}.annotations is empty; set data.{needed}.annotations to a COCO JSON "
+            f"file and data.{needed}.images to its folder, or data.name=coco_2017 to download COCO"
+        )
+    if name == "coco" and fields["eval.every"] and not any(paths["val"]):
+        yield (
+            f"eval.every={fields['eval.every']} but data.val.annotations is empty; set it and "
+            "data.val.images, or eval.every=0"
+        )
+
+
+def _schedule(fields: Fields) -> Iterator[str]:
+    batch, parts = fields["train.batch_size"], fields["train.accumulate"]
+    if batch % parts:
+        yield f"train.batch_size={batch} must be divisible by train.accumulate={parts}"
+    milestones = fields["optim.milestones"]
+    if any(a >= b for a, b in zip(milestones, milestones[1:], strict=False)):
+        yield f"optim.milestones={milestones!r} must rise (fractions of train.num_steps)"
+    if fields["train.early_stop"] and not fields["eval.every"]:
+        yield (
+            f"train.early_stop={fields['train.early_stop']} counts evaluations, but eval.every=0; "
+            "set eval.every"
+        )
+
+
+def _warnings(fields: Fields, mode: str) -> Iterator[str]:
+    if mode != "train":
+        return
+    if fields["model.norm"] == "frozen" and not fields["init.checkpoint"]:
+        yield (
+            "model.norm='frozen' without init.checkpoint: random weights stay unnormalised"
+            + (", and the frozen layers random" if fields["model.freeze_at"] else "")
+            + "; set init.checkpoint, or train from scratch with model.norm=group (or batch) and "
+            "model.freeze_at=0"
+        )
+    steps, warmup = fields["train.num_steps"], fields["optim.warmup_steps"]
+    if warmup >= steps:
+        yield (
+            f"optim.warmup_steps={warmup} is not below train.num_steps={steps}: the learning rate "
+            "never reaches its base value"
+        )
+    yield from _canvas_gaps(fields)
+
+
+def _canvas_gaps(fields: Fields) -> Iterator[str]:
+    canvases = fields["data.canvases"]
+    if not canvases or fields["data.lsj_scale"]:
+        return
+    short, long = max(fields["data.short"]), fields["data.long"]
+    for height, width in ((short, long), (long, short)):
+        if not any(h >= height and w >= width for h, w in canvases):
+            yield (
+                f"data.canvases={canvases!r} holds no image of {height} x {width}, which "
+                "data.short and data.long allow; such an image would stop the run"
+            )

@@ -1,0 +1,46 @@
+"""What all tests share: eight virtual CPU devices, the compilation cache, the real data."""
+
+import os
+from pathlib import Path
+
+# Before JAX makes its backend: the mesh tests need eight devices, and no accelerator is touched.
+DEVICES = "--xla_force_host_platform_device_count=8"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+# By update, because a plugin may have imported JAX, which reads its environment only then.
+jax.config.update("jax_platforms", "cpu")
+
+# Programs compiled by an earlier run are reused; "none" compiles everything anew.
+CACHE = os.environ.get("MASKRCNN_JAX_TEST_CACHE", "~/.cache/maskrcnn_jax/tests")
+if CACHE != "none":
+    jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# The first example of a test compiles; the same examples in every run.
+hypothesis.settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real photographs with annotations; without it the test is skipped."""
+    named = os.environ.get("MASKRCNN_JAX_SHARED_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set MASKRCNN_JAX_SHARED_DATA to the real data")
+    return folder
