@@ -52,8 +52,13 @@ def resize(example: Example, size: tf.Tensor) -> Example:
         lambda: tf.image.resize(image, size, antialias=True),
         lambda: tf.image.resize(image, size),
     )
-    scale = tf.cast(size, tf.float32) / tf.cast(old, tf.float32)
-    return _scale_geometry(example, scale, tf.zeros([2])) | {"image": _to_uint8(resized)}
+    return scale_objects(example, old, size) | {"image": _to_uint8(resized)}
+
+
+def scale_objects(example: Example, old: tf.Tensor, new: tf.Tensor) -> Example:
+    """Scales boxes and frames from an image of size `old` to one of size `new`."""
+    scale = tf.cast(new, tf.float32) / tf.cast(old, tf.float32)
+    return _scale_geometry(example, scale, tf.zeros([2]))
 
 
 def flip(example: Example, probability: float, seed: tf.Tensor) -> Example:
@@ -134,7 +139,7 @@ def color_jitter(example: Example, strength: float, seed: tf.Tensor) -> Example:
 
 
 def keep_some(example: Example, cap: int, seed: tf.Tensor) -> tuple[Example, tf.Tensor]:
-    """Keeps a random subset of at most `cap` objects, in their order; returns the number dropped."""
+    """Keeps a random subset of at most `cap` objects in their order; counts the dropped ones."""
     n = tf.shape(example["boxes"])[0]
     kept = tf.minimum(n, cap)
     keys = tf.random.stateless_uniform([n], _fold(seed, 4))

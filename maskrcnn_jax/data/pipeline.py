@@ -1,0 +1,278 @@
+"""Records in, batches out: sampler -> decode -> augment -> resize -> pad to a canvas -> batch.
+
+The global batch of a step is a function of (seed, step): the sampler names its rows, and the random
+numbers of an example are derived from seed, step and its place in the global batch. A host makes
+its own rows of it only, so the batch does not depend on how many hosts there are, and a run
+resumes at any step without saved state.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from maskrcnn_jax.data import augment
+from maskrcnn_jax.data.builder import Records, decode_image
+from maskrcnn_jax.data.sampler import Sampler
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.preprocess import (
+    choose_canvas,
+    derive_canvases,
+    load_image,
+    resize_image,
+    shortest_edge_size,
+)
+from maskrcnn_jax.types import Batch
+
+Canvas = tuple[int, int]
+# step -> canvas, rows of the host (-1: padding), seeds of the host's examples [b, 2]
+Plan = Callable[[int], tuple[Canvas, np.ndarray, np.ndarray]]
+
+
+def make_batches(
+    records: Records,
+    data_config: ConfigDict,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    host: tuple[int, int] = (0, 1),
+    train: bool = True,
+) -> Iterator[Batch]:
+    """Returns the batches of steps start_step, start_step + 1, ... as NumPy arrays.
+
+    For training without end unless `num_steps` is given. For evaluation (train=False) every image
+    once, without augmentation, decoded and resized exactly as prediction does it; the last batch
+    of each canvas is filled with black images of index -1.
+
+    Args:
+      records: the prepared data set.
+      data_config: the group `data` of the config.
+      batch_size: global, over all hosts; a multiple of their number.
+      seed: of order and augmentation.
+      start_step: first step, for a run that resumes.
+      num_steps: how many steps to make.
+      host: index of this host and number of hosts.
+      train: whether to shuffle, augment, and apply `limit` and `filter_empty`.
+
+    Raises:
+      UserError: no image is left after filtering, none of the canvases holds an image, or the
+        batch cannot be divided among the hosts.
+    """
+    if batch_size % host[1]:
+        raise UserError(
+            f"train.batch_size or eval.batch_size is {batch_size}, which cannot be divided among "
+            f"{host[1]} hosts; use a multiple"
+        )
+    local = batch_size // host[1]
+    mine = slice(host[0] * local, (host[0] + 1) * local)
+    if train:
+        plan, total = _train_plan(records, data_config, batch_size, seed, mine), None
+    else:
+        plan, total = _eval_plan(records, data_config, batch_size, mine)
+    stops = [start_step + num_steps] if num_steps is not None else []
+    stop = min(stops + ([total] if total is not None else []), default=np.iinfo(np.int64).max)
+    dataset = _dataset(records, data_config, plan, (start_step, stop), local, train)
+    return _iterate(dataset)
+
+
+def canvas_groups(
+    sizes: Int[np.ndarray, "n 2"], data_config: ConfigDict, train: bool = True
+) -> tuple[Int[np.ndarray, " n"], tuple[Canvas, ...]]:
+    """Returns for each image the index of its canvas, and the canvases (height, width).
+
+    Each canvas is a compiled program of its own; an image has the same one at every scale.
+    """
+    c = data_config
+    if train and c.lsj_scale:
+        side = -(-c.lsj_size // 32) * 32
+        return np.zeros(len(sizes), np.int64), ((side, side),)
+    short, long = (max(c.short), c.long) if train else (c.short_test, c.long_test)
+    canvases = tuple((int(h), int(w)) for h, w in c.canvases) or derive_canvases(short, long)
+    unique, inverse = np.unique(sizes, axis=0, return_inverse=True)
+    groups = [
+        canvases.index(choose_canvas(shortest_edge_size((int(h), int(w)), short, long), canvases))
+        for h, w in unique
+    ]
+    return np.array(groups, np.int64)[inverse.reshape(-1)], canvases
+
+
+def _train_plan(records: Records, c: ConfigDict, batch_size: int, seed: int, mine: slice) -> Plan:
+    rows = np.arange(len(records))
+    if c.limit:
+        rows = rows[: c.limit]  # records are in the order of the image ids
+    if c.filter_empty:
+        rows = rows[records.num_instances[rows] > 0]
+    if not len(rows):
+        raise UserError(
+            "data.filter_empty leaves no training image: none of the first "
+            f"{c.limit or len(records)} has an object; turn it off or raise data.limit"
+        )
+    groups, canvases = canvas_groups(records.sizes[rows], c)
+    sampler = Sampler(groups, batch_size, seed)
+    places = range(mine.start, mine.stop)
+
+    def plan(step: int) -> tuple[Canvas, np.ndarray, np.ndarray]:
+        group, chosen = sampler.batch(step)
+        seeds = [np.random.SeedSequence((seed, step, p)).generate_state(2) for p in places]
+        return canvases[group], rows[chosen[mine]], np.array(seeds).view(np.int32)
+
+    return plan
+
+
+def _eval_plan(records: Records, c: ConfigDict, batch_size: int, mine: slice) -> tuple[Plan, int]:
+    groups, canvases = canvas_groups(records.sizes, c, train=False)
+    batches: list[tuple[Canvas, np.ndarray]] = []
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        padding = -len(members) % batch_size
+        padded = np.concatenate([members, np.full(padding, -1, members.dtype)])
+        batches += [(canvases[group], rows) for rows in padded.reshape(-1, batch_size)]
+    seeds = np.zeros((mine.stop - mine.start, 2), np.int32)
+
+    def plan(step: int) -> tuple[Canvas, np.ndarray, np.ndarray]:
+        canvas, rows = batches[step]
+        return canvas, rows[mine], seeds
+
+    return plan, len(batches)
+
+
+def _dataset(
+    records: Records, c: ConfigDict, plan: Plan, steps: tuple[int, int], local: int, train: bool
+) -> tf.data.Dataset:
+    def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        canvas, rows, seeds = tf.numpy_function(
+            lambda s: tuple(
+                np.asarray(x, t) for x, t in zip(plan(int(s)), _PLAN_TYPES, strict=True)
+            ),
+            [step],
+            _PLAN_TYPES,
+        )
+        canvas = tf.ensure_shape(canvas, [2])
+        rows, seeds = tf.ensure_shape(rows, [local]), tf.ensure_shape(seeds, [local, 2])
+        return tf.tile(canvas[None], [local, 1]), rows, seeds
+
+    def finished(canvas: tf.Tensor, row: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        if train:
+            example = _augment(_read(records, c, row), c, seed)
+        else:
+            example = _read_for_evaluation(records, c, row, canvas)
+        return _pad(example, c, row, canvas, seed)
+
+    workers = c.num_workers or tf.data.AUTOTUNE
+    options = tf.data.Options()
+    options.deterministic = True
+    # The examples run side by side; threads within one would only take cores from the step.
+    options.threading.max_intra_op_parallelism = 1
+    if c.num_workers:
+        options.threading.private_threadpool_size = c.num_workers
+    return (
+        tf.data.Dataset.range(*steps)
+        .map(examples_of)
+        .unbatch()
+        .map(finished, num_parallel_calls=workers)
+        .batch(local, drop_remainder=True)
+        .prefetch(c.prefetch)
+        .with_options(options)
+    )
+
+
+def _iterate(dataset: tf.data.Dataset) -> Iterator[Batch]:
+    for arrays in dataset.as_numpy_iterator():
+        yield Batch(**arrays)
+
+
+_PLAN_TYPES = (np.int32, np.int64, np.int32)
+_OBJECTS = {"boxes": np.float32, "frames": np.float32, "masks": np.uint8, "classes": np.int32}
+
+
+def _read(records: Records, c: ConfigDict, row: tf.Tensor) -> augment.Example:
+    """Reads one record, without its crowds, and decodes the picture."""
+
+    def read(row: np.ndarray) -> tuple:
+        record = records[int(row)]
+        return record["image"], *_objects_of(record)
+
+    content, *objects = tf.numpy_function(read, [row], [tf.string, *_OBJECTS.values()])
+    image = tf.ensure_shape(decode_image(content), [None, None, 3])
+    return {"image": image} | _with_shapes(objects, c.mask_side)
+
+
+def _read_for_evaluation(
+    records: Records, c: ConfigDict, row: tf.Tensor, canvas: tf.Tensor
+) -> augment.Example:
+    """Reads one record and resizes it as prediction does; row -1 gives a black canvas."""
+
+    def read(row: np.ndarray, canvas: np.ndarray) -> tuple:
+        if row < 0:
+            empty = {
+                k: np.asarray(v)[:0] for k, v in records[0].items() if k in (*_OBJECTS, "crowd")
+            }
+            return np.zeros((*canvas, 3), np.uint8), np.array(canvas, np.int32), *_objects_of(empty)
+        record = records[int(row)]
+        image = load_image(record["image"], name=f"image {record['image_id']}")
+        hw = shortest_edge_size(image.shape[:2], c.short_test, c.long_test)
+        return resize_image(image, hw), record["hw"], *_objects_of(record)
+
+    image, hw, *objects = tf.numpy_function(
+        read, [row, canvas], [np.uint8, np.int32, *_OBJECTS.values()]
+    )
+    image = tf.ensure_shape(image, [None, None, 3])
+    example = _with_shapes(objects, c.mask_side)
+    scaled = augment.scale_objects(example, tf.ensure_shape(hw, [2]), tf.shape(image)[:2])
+    return scaled | {"image": image}
+
+
+def _objects_of(record: dict[str, Any]) -> list[np.ndarray]:
+    keep = ~record["crowd"]
+    return [np.ascontiguousarray(record[k][keep], dtype=t) for k, t in _OBJECTS.items()]
+
+
+def _with_shapes(objects: list[tf.Tensor], side: int) -> augment.Example:
+    shapes = {"boxes": [4], "frames": [4], "masks": [side, side // 8], "classes": []}
+    return {
+        key: tf.ensure_shape(value, [None, *shapes[key]])
+        for key, value in zip(_OBJECTS, objects, strict=True)
+    }
+
+
+def _augment(example: augment.Example, c: ConfigDict, seed: tf.Tensor) -> augment.Example:
+    if c.lsj_scale:
+        example = augment.large_scale_jitter(example, tuple(c.lsj_scale), c.lsj_size, seed)
+    else:
+        example = augment.resize_shortest_edge(example, tuple(c.short), c.long, seed)
+    if c.flip > 0:
+        example = augment.flip(example, c.flip, seed)
+    if c.color_jitter > 0:
+        example = augment.color_jitter(example, c.color_jitter, seed)
+    return example
+
+
+def _pad(
+    example: augment.Example, c: ConfigDict, row: tf.Tensor, canvas: tf.Tensor, seed: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Pads to the canvas and to the cap of objects; names the fields of `Batch`."""
+    example, num_dropped = augment.keep_some(example, c.max_instances, seed)
+    n = tf.shape(example["boxes"])[0]
+
+    def pad_objects(x: tf.Tensor) -> tf.Tensor:
+        padded = tf.pad(x, [[0, c.max_instances - n], *[[0, 0]] * (x.shape.rank - 1)])
+        return tf.ensure_shape(padded, [c.max_instances, *x.shape[1:]])
+
+    image = example["image"]
+    image_hw = tf.shape(image)[:2]
+    missing = canvas - image_hw
+    return {
+        "images": tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]]),
+        "image_hw": image_hw,
+        "gt_boxes": pad_objects(example["boxes"]),
+        "gt_classes": pad_objects(example["classes"]),
+        "gt_valid": tf.range(c.max_instances) < n,
+        "gt_frames": pad_objects(example["frames"]),
+        "gt_masks": pad_objects(example["masks"]),
+        "num_dropped": num_dropped,
+        "index": tf.cast(row, tf.int32),
+    }
