@@ -99,7 +99,7 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     return errors, [] if errors else list(_warnings(fields, mode))
 
 
-def numbers(value: Any) -> list[float]:
+def numbers(value: Any) -> list[int | float]:
     """Returns the numbers in a field's value; truth values and texts are none."""
     if isinstance(value, tuple):
         return [number for item in value for number in numbers(item)]

@@ -42,8 +42,8 @@ def read():
 @pytest.mark.parametrize("field", FIELDS)
 def test_field_is_read(field, read):
     *groups, name = field.split(".")
-    # What may hold a group: a variable called like it, or the model's Settings made from it.
-    holders = {"config", "settings", "split", *groups, *(f"{group}_config" for group in groups)}
+    # What may hold a group: a variable called like it, or the model's Settings (`s`) made of it.
+    holders = {"config", "settings", "s", "split", *groups, *(f"{g}_config" for g in groups)}
     assert any((holder, name) in read for holder in holders), f"nothing reads {field}"
 
 
