@@ -1,0 +1,106 @@
+"""The way back: from box-frame masks and canvas boxes to the pixels of the user's image.
+
+Host side, NumPy. Equals Detectron2's `paste_masks_in_image` and `detector_postprocess`.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pycocotools import mask as coco_mask
+
+HW = tuple[int, int]
+
+
+def rescale_boxes(
+    boxes: Float[np.ndarray, "n 4"], from_hw: HW, to_hw: HW
+) -> Float[np.ndarray, "n 4"]:
+    """Carries boxes from an image of size `from_hw` to one of `to_hw`, and clips them to it."""
+    (from_h, from_w), (to_h, to_w) = from_hw, to_hw
+    scale = np.array([to_w / from_w, to_h / from_h] * 2, boxes.dtype)
+    return np.clip(boxes * scale, 0, np.array([to_w, to_h] * 2, boxes.dtype))
+
+
+def paste_mask(
+    mask: Float[np.ndarray, "S S"], box: Float[np.ndarray, "4"], hw: HW
+) -> tuple[Float[np.ndarray, "h w"], int, int]:
+    """Resizes a mask from the frame of its box to pixels: bilinear, zero beyond the mask.
+
+    The value of a pixel is read at its centre. Only the pixels that can be non-zero are computed:
+    those of the box and half a mask cell around it, inside the image.
+
+    Args:
+      mask: probabilities of the S x S cells of the box.
+      box: (x0, y0, x1, y1) in pixels of the image; may stick out of it.
+      hw: size of the image.
+
+    Returns:
+      The window's values, float32, and its upper left corner y0, x0. A box without area gives a
+      window without pixels.
+    """
+    x0, y0, x1, y1 = (float(v) for v in box)
+    height, width = hw
+    top, rows = _axis_weights(y0, y1, height, mask.shape[0])
+    left, columns = _axis_weights(x0, x1, width, mask.shape[1])
+    return rows @ mask.astype(np.float32) @ columns.T, top, left
+
+
+def paste_binary(
+    mask: Float[np.ndarray, "S S"], box: Float[np.ndarray, "4"], hw: HW, thresh: float = 0.5
+) -> Bool[np.ndarray, "H W"]:
+    """Pastes a mask into an image of size `hw`: True where its value is at least `thresh`."""
+    crop, top, left = paste_mask(mask, box, hw)
+    image = np.zeros(hw, bool)
+    image[top : top + crop.shape[0], left : left + crop.shape[1]] = crop >= thresh
+    return image
+
+
+def mask_to_rle(
+    mask: Float[np.ndarray, "S S"], box: Float[np.ndarray, "4"], hw: HW, thresh: float = 0.5
+) -> dict:
+    """Pastes a mask and returns it as COCO's compressed RLE, `{"size": [H, W], "counts": str}`.
+
+    The same as encoding `paste_binary`, but only the window of the box is ever touched.
+    """
+    crop, top, left = paste_mask(mask, box, hw)
+    height, width = hw
+    starts, ends = _column_runs(crop >= thresh)
+    columns, rows = np.divmod(np.stack([starts, ends]), crop.shape[0] + 1)
+    starts, ends = (columns + left) * height + rows + top
+    # A run down to the last row goes on at the top of the next column.
+    border = ends[:-1] != starts[1:]
+    starts = np.concatenate([starts[:1], starts[1:][border]])
+    ends = np.concatenate([ends[:-1][border], ends[-1:]])
+    borders = np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [height * width]])
+    runs = {"size": [height, width], "counts": np.diff(borders).tolist()}
+    rle = coco_mask.frPyObjects(runs, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def _axis_weights(
+    start: float, end: float, length: int, cells: int
+) -> tuple[int, Float[np.ndarray, "n S"]]:
+    """First pixel of the window on an axis, and the share of each mask cell in each pixel."""
+    extent = end - start
+    # Not `extent <= 0`: NaN must end here, too.
+    if not 0 < extent < math.inf:
+        return 0, np.zeros((0, cells), np.float32)
+    margin = extent / (2 * cells)
+    first = min(max(math.floor(start - margin), 0), length)
+    last = min(max(math.ceil(end + margin), first), length)
+    position = (np.arange(first, last) + 0.5 - start) / extent * cells - 0.5
+    distance = np.abs(position[:, None] - np.arange(cells))
+    return first, np.maximum(1 - distance, 0).astype(np.float32)
+
+
+def _column_runs(
+    mask: Bool[np.ndarray, "h w"],
+) -> tuple[Int[np.ndarray, " r"], Int[np.ndarray, " r"]]:
+    """Where runs of True start and end, going down the columns of height h + 1.
+
+    The additional row of False keeps runs of neighbouring columns apart and lets an end be named
+    by the row after its last.
+    """
+    columns = np.pad(mask.T, ((0, 0), (0, 1))).ravel()
+    changes = np.flatnonzero(np.diff(columns, prepend=False))
+    return changes[::2], changes[1::2]

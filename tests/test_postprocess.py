@@ -1,0 +1,93 @@
+"""Pasting against Detectron2's numbers and against encoding whole images with pycocotools."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_mask
+
+from maskrcnn_jax import postprocess
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "mask_paste.npz")
+HW = tuple(int(v) for v in GOLDEN["image_size"])
+POST_HW = tuple(int(v) for v in GOLDEN["post/output_size"])
+# Detectron2's detector_postprocess scales boxes in place, so the file holds them at POST_HW while
+# its pasted masks (other than post/) were made with the boxes at HW.
+SCALE = np.array([POST_HW[1] / HW[1], POST_HW[0] / HW[0]] * 2)
+BOXES = (GOLDEN["boxes"] / SCALE).astype(np.float32)
+
+
+def _decode(rle):
+    return coco_mask.decode(rle).astype(bool)
+
+
+def test_soft_paste_equals_detectron2():
+    for mask, box, expected in zip(GOLDEN["masks"], BOXES, GOLDEN["detectron2_soft"], strict=True):
+        crop, top, left = postprocess.paste_mask(mask, box, HW)
+        pasted = np.zeros(HW, np.float32)
+        pasted[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        np.testing.assert_allclose(pasted, expected, atol=1e-4)
+
+
+def test_binary_paste_equals_detectron2():
+    for mask, box, expected in zip(
+        GOLDEN["masks"], BOXES, GOLDEN["detectron2_threshold0.5"], strict=True
+    ):
+        assert (postprocess.paste_binary(mask, box, HW, 0.5) == expected).mean() >= 0.999
+
+
+def test_detector_postprocess_equals_detectron2():
+    boxes = postprocess.rescale_boxes(BOXES, HW, POST_HW)
+    kept = GOLDEN["post/classes"]
+    np.testing.assert_allclose(boxes[kept], GOLDEN["post/boxes"], atol=1e-4)
+    for mask, box, pasted in zip(
+        GOLDEN["masks"][kept], boxes[kept], GOLDEN["post/masks"], strict=True
+    ):
+        assert (postprocess.paste_binary(mask, box, POST_HW, 0.5) == pasted).mean() >= 0.999
+
+
+def test_rescale_clips():
+    boxes = np.array([[-5, -5, 30, 25], [10, 5, 20, 10]], np.float32)
+    scaled = postprocess.rescale_boxes(boxes, (20, 25), (40, 75))
+    np.testing.assert_array_equal(scaled, [[0, 0, 75, 40], [30, 10, 60, 20]])
+    assert scaled.dtype == np.float32
+
+
+coordinate = st.floats(-40, 80, width=32)
+
+
+@given(
+    hnp.arrays(np.float32, (5, 5), elements=st.floats(0, 1, width=32)),
+    st.tuples(coordinate, coordinate, coordinate, coordinate),
+    st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+)
+def test_rle_equals_the_encoded_paste(mask, box, thresh):
+    box, hw = np.array(box, np.float32), (37, 41)
+    pasted = postprocess.paste_binary(mask, box, hw, thresh)
+    rle = postprocess.mask_to_rle(mask, box, hw, thresh)
+    assert rle["size"] == [37, 41] and isinstance(rle["counts"], str)
+    np.testing.assert_array_equal(_decode(rle), pasted)
+    whole = coco_mask.encode(np.asfortranarray(pasted.astype(np.uint8)))
+    assert rle["counts"].encode() == whole["counts"]
+
+
+def test_a_full_mask_covers_its_box_and_runs_join_over_columns():
+    ones = np.ones((28, 28), np.float32)
+    rle = postprocess.mask_to_rle(ones, np.array([0, 0, 30, 20], np.float32), (20, 30))
+    assert _decode(rle).all()
+    rle = postprocess.mask_to_rle(ones, np.array([3, 4, 11, 9], np.float32), (20, 30))
+    expected = np.zeros((20, 30), bool)
+    expected[4:9, 3:11] = True
+    np.testing.assert_array_equal(_decode(rle), expected)
+
+
+@pytest.mark.parametrize(
+    "box", [[5, 5, 5, 9], [9, 5, 5, 9], [100, 100, 120, 120], [-30, -30, -2, -2], [np.nan] * 4]
+)
+def test_boxes_that_hold_no_pixel(box):
+    box, ones = np.array(box, np.float32), np.ones((14, 14), np.float32)
+    assert not postprocess.paste_binary(ones, box, (20, 30)).any()
+    assert not _decode(postprocess.mask_to_rle(ones, box, (20, 30))).any()
