@@ -112,6 +112,12 @@ def test_ops_know_only_arrays(module):
     assert outer <= {"jax", "numpy", "jaxtyping", PACKAGE, *sys.stdlib_module_names}
 
 
+@pytest.mark.parametrize("module", ["config", "config_rules", "errors"])
+def test_configs_are_checked_without_jax(module):
+    outer = {name.partition(".")[0] for name in imports(NAMES[module])}
+    assert outer <= {"ml_collections", "numpy", PACKAGE, *sys.stdlib_module_names}
+
+
 def test_no_import_cycles():
     done, path = set(), []
 

@@ -200,7 +200,7 @@ def test_configs_load_from_any_folder_in_a_bare_process(tmp_path):
         f"    config.load({str(ROOT / 'configs' / 'coco_r101.py')!r}, schema=schema)\n"
         "except Exception as error:\n"
         "    assert 'there is no field' in str(error), error\n"
-        "assert 'configs.common' in sys.modules and 'jax' not in sys.modules\n"
+        "assert 'configs.common' in sys.modules\n"
         f"assert {str(ROOT)!r} not in sys.path\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
