@@ -8,7 +8,7 @@
         --config.init.checkpoint=BACKBONE
 
 `--config.data.name=coco_2017` instead of the four paths downloads COCO. The 3x recipe adds
-`--config.train.num_steps=270000 --config.optim.milestones=0.77778,0.92593` (steps 210k, 250k).
+`--config.train.num_steps=270000 --config.optim.milestones=0.7777778,0.9259260` (steps 210k, 250k).
 
 Hardware: eight GPUs of 16 GB, two images each. Hours, by the peer: 0.261 s a step on 8 V100, that
 is 6.5 h (1x) and 19.6 h (3x). Expected AP, by the peer, from a backbone trained on ImageNet:
