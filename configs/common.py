@@ -138,6 +138,7 @@ def get_config() -> ml_collections.ConfigDict:
     e.picture_thresh = 0.5  # score from which a detection is drawn
 
     c.init = i = ml_collections.ConfigDict()
-    i.checkpoint = ""  # folder of a run, or of a checkpoint: its backbone or the whole model
+    i.checkpoint = ""  # folder of a run (its best or last checkpoint) or of one checkpoint
+    i.part = "model"  # what is taken of it: the whole "model", or its "backbone"
 
     return c

@@ -1,0 +1,73 @@
+"""Trains, evaluates and replays.
+
+    python main.py --config configs/shapes.py --workdir runs/shapes
+    python main.py --config configs/coco_r50.py --workdir runs/r50 --config.optim.base_lr=0.01
+    python main.py --config runs/r50/config.json --workdir runs/r50 --mode evaluate
+
+The same command goes on where a run stopped. Exit status: 0 done, 1 the run failed or was stopped,
+2 a mistake in the command, the config or the data.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses, calls, prints; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a file of configs/, or WORKDIR/config.json")
+    parser.add_argument("--workdir", help="folder of the run; default runs/<name of the config>")
+    parser.add_argument("--mode", default="train", choices=("train", "evaluate", "replay"))
+    parser.epilog = "--config.GROUP.FIELD=VALUE overrides a field; configs/common.py lists them."
+    args, rest = parser.parse_known_args(argv)
+    prefix = "--config."
+    strange = [text for text in rest if not text.startswith(prefix)]
+    if strange:
+        parser.error(f"unknown argument {strange[0]!r}; fields are set as --config.train.seed=1")
+    config_path = Path(args.config)
+    workdir = Path(args.workdir) if args.workdir else Path("runs") / config_path.stem
+
+    from configs import common
+    from maskrcnn_jax import config as config_lib
+    from maskrcnn_jax.errors import UserError
+
+    try:
+        overrides = [text.removeprefix(prefix) for text in rest]
+        if args.mode == "replay":
+            config_path = workdir / "flight" / "config.json"
+        config = config_lib.load(config_path, overrides, schema=common.get_config())
+        for warning in config_lib.validate(config, args.mode):
+            print(f"WARNING: {warning}", flush=True)
+        return _run(args.mode, config, workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(mode: str, config, workdir: Path) -> int:
+    from maskrcnn_jax import runtime
+
+    runtime.start(config.train.compile_cache, config.train.deterministic)
+    from maskrcnn_jax import train
+
+    if mode == "evaluate":
+        train.evaluate_run(config, workdir)
+    elif mode == "replay":
+        train.replay(config, workdir)
+    else:
+        try:
+            train.train_and_evaluate(config, workdir)
+        except train.Stopped as reason:
+            print(reason, file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""From a data set and weights to AP, COCO results and pictures."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from PIL import Image
+
+from maskrcnn_jax import postprocess, preprocess, results, runtime, visualize
+from maskrcnn_jax.data.coco import CocoData, instance_mask
+from maskrcnn_jax.logs import RunLog, write_atomic
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN, forward_predict
+from maskrcnn_jax.types import Detections
+
+
+class _Batch(NamedTuple):
+    """Rows of the data set that share a canvas; -1 fills the last batch."""
+
+    canvas: tuple[int, int]
+    rows: np.ndarray
+
+
+class Evaluator:
+    """Evaluates one model on one data set as often as asked; programs are compiled once."""
+
+    def __init__(
+        self, model: MaskRCNN, data: CocoData, config: Any, mesh: Mesh, say: Callable[[str], None]
+    ):
+        """config: the whole tree; its `data` (sizes) and `eval` groups are read."""
+        self._data, self._eval, self._mesh, self._say = data, config.eval, mesh, say
+        self._size = (config.data.short_test, config.data.long_test)
+        canvases = config.data.canvases or preprocess.derive_canvases(*self._size)
+        devices = jax.device_count()
+        batch_size = -(-config.eval.batch_size // devices) * devices
+        self._batches = _plan(data.sizes, self._size, canvases, batch_size)
+        sharded = NamedSharding(mesh, P("data"))
+        step = jax.jit(
+            lambda variables, images, hw: forward_predict(model, variables, images, hw, mesh),
+            out_shardings=sharded,
+        )
+        self._programs = runtime.Programs(step, "prediction", say)
+
+    def run(
+        self, variables: dict[str, Any], folder: Path, log: RunLog, step: int
+    ) -> dict[str, float]:
+        """Predicts every image once and returns the metrics, the same on every host.
+
+        variables: replicated over the mesh. Writes results.json, metrics.json and pictures/ into
+        `folder`.
+        """
+        writes = jax.process_index() == 0
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        found: list[dict] = []
+        dropped = 0
+        with ThreadPoolExecutor(runtime.num_threads()) as pool:
+            # The next batch is read and the last one pasted while the device computes this one.
+            waiting: list[Any] = []
+            for batch, images, hw in self._load(pool):
+                program = self._programs.get(batch.canvas, variables, images, hw)
+                out = program(variables, images, hw)
+                found += _collect(waiting)
+                host = Detections(*(runtime.local_rows(x) for x in out))
+                rows = self._own(batch.rows)
+                dropped += int(host.num_dropped[rows >= 0].sum())
+                waiting = [
+                    pool.submit(self._finish, row, jax.tree.map(lambda x, i=i: x[i], host), folder)
+                    for i, row in enumerate(rows)
+                    if row >= 0
+                ]
+            found += _collect(waiting)
+        parts = runtime.gather_bytes(json.dumps(found).encode())
+        everything = [entry for part in parts for entry in json.loads(part)]
+        everything.sort(key=lambda e: (e["image_id"], -e["score"]))
+        metrics, per_class, reasons = results.evaluate_coco(
+            self._data.annotations, everything, image_ids=[int(i) for i in self._data.image_ids]
+        )
+        if writes:
+            report = {**metrics, "reasons": reasons, "step": step, "images": len(self._data.sizes)}
+            write_atomic(folder / "results.json", json.dumps(everything))
+            write_atomic(folder / "metrics.json", json.dumps(report, indent=1))
+        if dropped:
+            self._say(
+                f"WARNING: {dropped} candidates exceeded model.max_candidates before NMS; "
+                "raise it, or model.score_thresh"
+            )
+        self._tell(log, step, metrics, per_class, reasons, folder)
+        return metrics
+
+    def _own(self, rows: np.ndarray) -> np.ndarray:
+        """This host's rows of a global batch."""
+        return np.split(rows, jax.process_count())[jax.process_index()]
+
+    def _load(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Batch, jax.Array, jax.Array]]:
+        def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+            if row < 0:
+                # One pixel, not none: an empty image would leave the program without a valid anchor.
+                return np.zeros((*canvas, 3), np.uint8), np.ones(2, np.int32)
+            size = tuple(int(x) for x in self._data.sizes[row])
+            image = preprocess.load_image(Path(self._data.file_paths[row]), hw=size)
+            hw = preprocess.shortest_edge_size(size, *self._size)
+            image = preprocess.pad_image(preprocess.resize_image(image, hw), canvas)
+            return image, np.array(hw, np.int32)
+
+        def begin(batch: _Batch) -> list:
+            return [pool.submit(read, int(row), batch.canvas) for row in self._own(batch.rows)]
+
+        upcoming = begin(self._batches[0]) if self._batches else []
+        for i, batch in enumerate(self._batches):
+            current, upcoming = upcoming, []
+            if i + 1 < len(self._batches):
+                upcoming = begin(self._batches[i + 1])
+            images, hw = zip(*(future.result() for future in current), strict=True)
+            yield batch, *runtime.shard_batch((np.stack(images), np.stack(hw)), self._mesh)
+
+    def _finish(self, row: int, found: Detections, folder: Path) -> list[dict]:
+        """COCO results of one image; draws it when it is among the first."""
+        data = self._data
+        hw = tuple(int(x) for x in data.sizes[row])
+        keep = np.asarray(found.valid)
+        resized = preprocess.shortest_edge_size(hw, *self._size)
+        boxes = postprocess.rescale_boxes(found.boxes[keep], resized, hw)
+        scores, classes, masks = found.scores[keep], found.classes[keep], found.masks[keep]
+        rles = [
+            postprocess.mask_to_rle(mask, box, hw, self._eval.mask_thresh)
+            for mask, box in zip(masks, boxes, strict=True)
+        ]
+        if row < self._eval.num_pictures:
+            self._draw(row, boxes, scores, classes, rles, folder)
+        image_id = int(data.image_ids[row])
+        return results.to_coco_results(boxes, scores, classes, rles, image_id, data.category_ids)
+
+    def _draw(
+        self,
+        row: int,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        classes: np.ndarray,
+        rles: list,
+        folder: Path,
+    ) -> None:
+        data = self._data
+        size = tuple(int(x) for x in data.sizes[row])
+        image = preprocess.load_image(Path(data.file_paths[row]), hw=size)
+        own = np.flatnonzero((data.inst_image == row) & ~data.inst_crowd)
+        truth = visualize.draw(
+            image,
+            data.inst_box[own],
+            data.inst_class[own],
+            None,
+            [instance_mask(data, int(i)) for i in own],
+            data.names,
+        )
+        sure = np.flatnonzero(scores >= self._eval.picture_thresh)
+        masks = [postprocess.rle_to_mask(rles[i]) for i in sure]
+        seen = visualize.draw(image, boxes[sure], classes[sure], scores[sure], masks, data.names)
+        path = folder / "pictures" / f"{int(data.image_ids[row])}.png"
+        Image.fromarray(visualize.side_by_side(truth, seen)).save(path)
+
+    def _tell(
+        self,
+        log: RunLog,
+        step: int,
+        metrics: dict[str, float],
+        per_class: list[tuple],
+        reasons: dict[str, str],
+        folder: Path,
+    ) -> None:
+        kinds = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        rows = [
+            [iou, *(f"{metrics[f'{iou}/{kind}']:.3f}" for kind in kinds)] for iou in ("bbox", "segm")
+        ]
+        log.table(f"step {step}, {len(self._data.sizes)} images", ["", *kinds], rows)
+        # A table of 80 classes is for the last look; metrics of each are in metrics.json anyway.
+        header = ["class", "bbox AP", "segm AP", "objects", "found"]
+        cells = [[n, f"{b:.3f}", f"{m:.3f}", str(g), str(d)] for n, b, m, g, d in per_class]
+        log.table("by class", header, cells)
+        for text in sorted(set(reasons.values())):
+            names = ", ".join(name for name, reason in reasons.items() if reason == text)
+            log.say(f"{names}: {text}")
+        log.metrics(step, metrics)
+        for path in sorted((folder / "pictures").glob("*.png")):
+            log.picture(step, f"eval/{path.stem}", np.asarray(Image.open(path)))
+        log.say(f"results, metrics and pictures: {folder}")
+
+
+def _collect(futures: list) -> list[dict]:
+    return [entry for future in futures for entry in future.result()]
+
+
+def _plan(
+    sizes: np.ndarray, size: tuple[int, int], canvases: Any, batch_size: int
+) -> list[_Batch]:
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, hw in enumerate(sizes):
+        resized = preprocess.shortest_edge_size((int(hw[0]), int(hw[1])), *size)
+        groups.setdefault(preprocess.choose_canvas(resized, canvases), []).append(row)
+    batches = []
+    for canvas, rows in groups.items():
+        for start in range(0, len(rows), batch_size):
+            padded = np.full(batch_size, -1)
+            part = rows[start : start + batch_size]
+            padded[: len(part)] = part
+            batches.append(_Batch(canvas, padded))
+    return batches

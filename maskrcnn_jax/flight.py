@@ -1,0 +1,53 @@
+"""The flight record of a run that met a loss which is not finite, and its replay."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.logs import write_atomic
+from maskrcnn_jax.train_step import TrainState
+from maskrcnn_jax.types import Batch
+
+
+def save(folder: Path, state: TrainState, batch: Batch, report: dict[str, Any]) -> None:
+    """Writes the batch of this host, the state before the step, and the report.
+
+    state: as the step left it, that is untouched since the bad step. The seed is in the report's
+    config, beside it, and the step in the state, so the random keys are given, too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"batch_{jax.process_index()}.npz", **batch._asdict())
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(folder.absolute() / "state", _without_empty(state), force=True)
+    if jax.process_index() == 0:
+        write_atomic(folder / "report.json", json.dumps(report, indent=1))
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a record: classes, step, loss terms, image ids."""
+    try:
+        return json.loads((folder / "report.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{folder / 'report.json'}: no flight record here ({error}); a run leaves one in its "
+            "workdir when a loss is not finite"
+        ) from error
+
+
+def load(folder: Path, like: TrainState) -> tuple[TrainState, Batch]:
+    """Reads a record back: the state, ready to take the bad step again, and this host's batch."""
+    with ocp.StandardCheckpointer() as reader:
+        found = reader.restore(folder.absolute() / "state", _without_empty(like))
+    state = like._replace(**found)
+    state = state._replace(bad_step=jax.numpy.full_like(state.bad_step, -1))
+    with np.load(folder / f"batch_{jax.process_index()}.npz") as arrays:
+        return state, Batch(**arrays)
+
+
+def _without_empty(state: TrainState) -> dict[str, Any]:
+    return {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}

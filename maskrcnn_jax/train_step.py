@@ -1,0 +1,132 @@
+"""The training state and the one jitted program that advances it. No TensorFlow, no files."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN, forward_train
+from maskrcnn_jax.types import Array, Batch
+
+# Counts that a log line sums over its window; all others it averages.
+COUNTS = ("dropped_instances",)
+
+
+class TrainState(NamedTuple):
+    """All that a step reads and writes, replicated over the mesh."""
+
+    step: Array  # int32, steps done
+    bad_step: Array  # int32, the step whose loss or gradient was not finite; -1: none
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    ema: dict[str, Any]  # {"params", "batch_stats"} averaged, or {} when ema_decay is 0
+    opt_state: Any
+
+
+def init_variables(model: MaskRCNN, seed: int) -> dict[str, Any]:
+    """Random parameters and fresh statistics: {"params", "batch_stats"}."""
+    images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
+    hw = jnp.full((1, 2), 64, jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(seed), images, hw)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def init_state(
+    variables: dict[str, Any], tx: optax.GradientTransformation, ema_decay: float
+) -> TrainState:
+    """The state before the first step."""
+    params, stats = variables["params"], variables["batch_stats"]
+    # Copies: the step donates its buffers, and one buffer cannot be donated twice.
+    copy = {"params": params, "batch_stats": stats} if ema_decay > 0 else {}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        bad_step=jnp.full((), -1, jnp.int32),
+        params=params,
+        batch_stats=stats,
+        ema=jax.tree.map(jnp.array, copy),
+        opt_state=tx.init(params),
+    )
+
+
+def make_train_step(
+    model: MaskRCNN,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    trained: Any,
+    mesh: Mesh,
+    seed: int = 0,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Returns the jitted step: (state, batch) -> (state, metrics), the state's buffers donated.
+
+    The batch is sharded over the mesh's 'data' axis, everything else replicated. Random keys depend
+    on the seed, the step and the image's place in the global batch alone. A step whose loss or
+    gradient norm is not finite keeps the old state and sets `bad_step`; from then on steps do
+    nothing, so that the host may notice late.
+
+    trained: tree of booleans like the parameters; the others get no gradient.
+    accumulate: micro-batches, whose gradients are averaged; each has its own loss normalisers.
+    """
+
+    def loss(params: Any, stats: Any, batch: Batch, keys: Array) -> tuple[Array, tuple]:
+        params = jax.tree.map(
+            lambda p, on: p if on else jax.lax.stop_gradient(p), params, trained
+        )
+        variables = {"params": params, "batch_stats": stats}
+        terms, metrics, stats = forward_train(model, variables, batch, keys, mesh)
+        total = sum(terms)
+        return total, (stats, {"loss": total, **terms._asdict(), **metrics})
+
+    gradient = jax.grad(loss, has_aux=True)
+
+    def accumulated(state: TrainState, batch: Batch, keys: Array) -> tuple:
+        if accumulate == 1:
+            return gradient(state.params, state.batch_stats, batch, keys)
+
+        # Micro-batch i takes every n-th row, so that each device keeps its own rows.
+        def split(x: Array) -> Array:
+            return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
+
+        def body(carry: tuple, part: tuple) -> tuple:
+            total, stats = carry
+            grads, (stats, metrics) = gradient(state.params, stats, *part)
+            return (jax.tree.map(jnp.add, total, grads), stats), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (grads, stats), metrics = jax.lax.scan(
+            body, (zeros, state.batch_stats), jax.tree.map(split, (batch, keys))
+        )
+        grads = jax.tree.map(lambda g: g / accumulate, grads)
+        metrics = {k: v.sum() if k in COUNTS else v.mean() for k, v in metrics.items()}
+        return grads, (stats, metrics)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        places = jnp.arange(batch.images.shape[0])
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+        grads, (stats, metrics) = accumulated(state, batch, keys)
+        norm = optax.global_norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay > 0:
+            # The average follows fast at first: a decay of .999 would keep random weights for long.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            fresh = {"params": params, "batch_stats": stats}
+            ema = jax.tree.map(lambda a, x: decay * a + (1.0 - decay) * x, ema, fresh)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        good = finite & (state.bad_step < 0)
+        new = TrainState(state.step + 1, state.bad_step, params, stats, ema, opt_state)
+        state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+        first_bad = jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step)
+        state = state._replace(bad_step=first_bad)
+        lr = schedule(new.step - 1)
+        return state, {**metrics, "grad_norm": norm, "lr": lr, "bad_step": first_bad}
+
+    everywhere = NamedSharding(mesh, P())
+    return jax.jit(step, donate_argnums=0, out_shardings=everywhere)
