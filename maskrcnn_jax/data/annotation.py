@@ -46,17 +46,17 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict:
 def _box(where: str, bbox: Any, hw: tuple[int, int]) -> tuple[float, ...]:
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         raise UserError(f"{where}: 'bbox' is {bbox!r}; write four numbers x, y, width, height")
-    x, y, w, h = bbox
-    height, width = hw
+    x, y, w, h = map(float, bbox)
+    height, width = map(float, hw)
     for start, side, length in ((x, w, width), (y, h, height)):
         outside = max(-start, start + side - length)
         if side > 0 and outside > max(_OUTSIDE_PX, _OUTSIDE_SHARE * side):
             raise UserError(
                 f"{where}: the 'bbox' {bbox} (x, y, width, height) leaves the picture of width "
-                f"{width} and height {height}; correct the box or the size of the picture"
+                f"{width:.0f} and height {height:.0f}; correct the box or the size of the picture"
             )
     x0, y0 = max(x, 0.0), max(y, 0.0)
-    x1, y1 = min(x + w, float(width)), min(y + h, float(height))
+    x1, y1 = min(x + w, width), min(y + h, height)
     # In float32, as the box will be used.
     if not (np.float32(x1) > np.float32(x0) and np.float32(y1) > np.float32(y0)):
         raise UserError(

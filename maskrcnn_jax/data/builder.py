@@ -27,7 +27,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from jaxtyping import Int
 from PIL import Image
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from maskrcnn_jax.data.bitmaps import instance_bitmap
 from maskrcnn_jax.data.coco import CocoData, OnBad
@@ -188,11 +189,11 @@ def _write(data: CocoData, work: Path, mask_side: int, on_bad: OnBad, progress: 
             lambda row: _example(data, row, range(*starts[row : row + 2]), mask_side, on_bad),
             len(data.image_ids),
         )
-        for image, objects, problems in tqdm(
+        for image, objects, problems in track(
             results,
+            f"preparing {data.annotations.name}",
             total=len(data.image_ids),
-            desc=f"preparing {data.annotations.name}",
-            unit="img",
+            console=Console(stderr=True),
             disable=not progress,
         ):
             (bad if image is None else empty).extend(problems)

@@ -196,13 +196,14 @@ def _read_json(path: Path) -> dict[str, list]:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file ({error.reason}); name a JSON file") from error
-    for key in ("images", "annotations", "categories"):
+    keys = ("images", "annotations", "categories")
+    for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(
                 f"{path}: has no list {key!r}, so it is not a COCO data set; "
                 "name an 'instances' file, or convert the annotations to COCO JSON"
             )
-    return content
+    return {key: content[key] for key in keys}
 
 
 def _categories(path: Path, entries: list) -> tuple[tuple[int, ...], tuple[str, ...]]:
