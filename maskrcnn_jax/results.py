@@ -1,0 +1,243 @@
+"""COCO results and COCO average precision, by pycocotools.
+
+The annotations are the original ones of the data set, never what went through the records.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from maskrcnn_jax.errors import UserError
+
+IOU_TYPES = ("bbox", "segm")
+# In the order of COCOeval.stats, with what the reason for a missing figure says.
+_METRICS = {
+    "AP": ("", ""),
+    "AP50": ("", " >= 0.50"),
+    "AP75": ("", " >= 0.75"),
+    "APs": ("small ", ""),
+    "APm": ("medium ", ""),
+    "APl": ("large ", ""),
+}
+
+
+class ClassRow(NamedTuple):
+    """One line of the per-class table. An AP is -1 without ground truth, None if not asked for."""
+
+    name: str
+    bbox_ap: float | None
+    segm_ap: float | None
+    num_objects: int  # in the annotations, crowd regions aside
+    num_detections: int
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate_coco` found."""
+
+    metrics: dict[str, float]  # "bbox/AP" ... "segm/APl"; -1 where there is nothing to find
+    per_class: list[ClassRow]
+    reasons: dict[str, str]  # for each metric that is 0 or -1: why
+
+
+def to_coco_results(
+    boxes: Float[np.ndarray, "n 4"],
+    scores: Float[np.ndarray, " n"],
+    classes: Int[np.ndarray, " n"],
+    rles: Sequence[dict] | None,
+    image_id: Any,
+    category_ids: Sequence[int],
+) -> list[dict]:
+    """Returns the detections of one image as rows of COCO's results JSON.
+
+    Args:
+      boxes: (x0, y0, x1, y1) in pixels of the original image; written as (x, y, width, height) to
+        a thousandth of a pixel.
+      scores: written with the nine digits that tell float32 numbers apart, so no ties arise.
+      classes: contiguous, 0 .. C-1.
+      rles: compressed masks with `counts` as str, or None for boxes alone.
+      image_id: of the annotations.
+      category_ids: the annotations' id of each class.
+    """
+    rows = []
+    for i, (x0, y0, x1, y1) in enumerate(boxes.astype(np.float64)):
+        row = {
+            "image_id": int(image_id) if isinstance(image_id, np.integer) else image_id,
+            "category_id": int(category_ids[int(classes[i])]),
+            "bbox": [round(float(v), 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+            "score": float(f"{scores[i]:.9g}"),
+        }
+        if rles is not None:
+            row["segmentation"] = rles[i]
+        rows.append(row)
+    return rows
+
+
+def evaluate_coco(
+    annotations: str | Path | dict,
+    results: Sequence[dict],
+    iou_types: Sequence[str] = IOU_TYPES,
+    image_ids: Iterable[Any] | None = None,
+) -> Evaluation:
+    """Computes COCO's average precision.
+
+    The area of a predicted mask is that of the mask, as in COCO's own mask results, which hold no
+    box; with the box in the same row pycocotools would take the area of the box (it decides which
+    predictions count for small, medium and large objects).
+
+    Args:
+      annotations: COCO JSON, or its path; not changed.
+      results: rows of COCO's results format; those with an unknown image or category are left out,
+        with a warning.
+      iou_types: of "bbox" and "segm".
+      image_ids: evaluate on these images only; all by default.
+
+    Raises:
+      UserError: the file is missing or not COCO JSON, or has no masks for "segm".
+    """
+    truth = _index(_clean(annotations, "segm" in iou_types))
+    wanted = list(truth.imgs) if image_ids is None else sorted(set(image_ids) & set(truth.imgs))
+    known, foreign = _sort_out(results, truth, set(wanted))
+    objects = [
+        a for i in wanted for a in truth.imgToAnns.get(i, []) if not a["iscrowd"]
+    ]  # fmt: skip
+
+    metrics: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    class_ap: dict[str, dict[int, float]] = {}
+    for iou_type in iou_types:
+        evaluator = _run_evaluator(truth, known, iou_type, wanted)
+        class_ap[iou_type] = _per_class(evaluator)
+        for name, value in zip(_METRICS, evaluator.stats, strict=False):
+            key = f"{iou_type}/{name}"
+            metrics[key] = float(value) if math.isfinite(value) else -1.0
+            if metrics[key] <= 0:
+                reasons[key] = _reason(name, metrics[key], foreign, len(known), len(objects))
+
+    objects_of = Counter(a["category_id"] for a in objects)
+    found_of = Counter(row["category_id"] for row in known)
+    per_class = [
+        ClassRow(
+            name=str(category.get("name", category_id)),
+            bbox_ap=class_ap.get("bbox", {}).get(category_id),
+            segm_ap=class_ap.get("segm", {}).get(category_id),
+            num_objects=objects_of[category_id],
+            num_detections=found_of[category_id],
+        )
+        for category_id, category in sorted(truth.cats.items())
+    ]
+    return Evaluation(metrics, per_class, reasons)
+
+
+def _clean(annotations: str | Path | dict, need_masks: bool) -> dict:
+    """A copy that pycocotools can work on, with what it takes for granted filled in."""
+    name = "the annotations"
+    if not isinstance(annotations, dict):
+        name = str(annotations)
+        try:
+            annotations = json.loads(Path(annotations).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{name}: cannot read the annotations ({error.strerror})") from error
+        except ValueError as error:
+            raise UserError(f"{name}: not valid JSON ({error}); is the file complete?") from error
+    try:
+        rows = []
+        # pycocotools takes an object of id 0 for unmatched: so ids of our own, from 1.
+        for number, row in enumerate(annotations["annotations"], start=1):
+            if need_masks and not row.get("segmentation"):
+                raise UserError(
+                    f"{name}: annotation {row['id']} has no 'segmentation'; "
+                    "mask AP needs masks for all objects"
+                )
+            width, height = row["bbox"][2:]
+            rows.append({"iscrowd": 0, "area": width * height, **row, "id": number})
+        parts = {key: [dict(r) for r in annotations[key]] for key in ("images", "categories")}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{name}: not COCO annotations, {error!r} is missing or odd") from error
+    return {**parts, "annotations": rows}
+
+
+def _index(content: dict) -> COCO:
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _sort_out(results: Sequence[dict], truth: COCO, wanted: set) -> tuple[list[dict], str]:
+    """The rows to evaluate, and a sentence about those with ids the annotations do not have."""
+    strange_images = {r["image_id"] for r in results} - set(truth.imgs)
+    strange_categories = {r["category_id"] for r in results} - set(truth.cats)
+    known = [
+        row
+        for row in results
+        if row["image_id"] in wanted and row["category_id"] not in strange_categories
+    ]
+    for what, strange in (("image", strange_images), ("category", strange_categories)):
+        if strange:
+            logging.warning(
+                "predictions with %d unknown %s ids are not evaluated, e.g. %s",
+                len(strange),
+                what,
+                sorted(strange, key=str)[:5],
+            )
+    if known or not (strange_images or strange_categories):
+        return known, ""
+    what, strange, there = (
+        ("category", strange_categories, truth.cats)
+        if strange_categories
+        else ("image", strange_images, truth.imgs)
+    )
+    return known, (
+        f"no predicted id is in the annotations: {what} ids {sorted(strange, key=str)[:5]} were "
+        f"predicted, the annotations have {sorted(there, key=str)[:5]}"
+    )
+
+
+def _run_evaluator(truth: COCO, results: list[dict], iou_type: str, image_ids: list) -> COCOeval:
+    left_out = "segmentation" if iou_type == "bbox" else "bbox"
+    rows = [{k: v for k, v in row.items() if k != left_out} for row in results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        # loadRes refuses an empty list.
+        found = truth.loadRes(rows) if rows else _index({**truth.dataset, "annotations": []})
+        evaluator = COCOeval(truth, found, iou_type)
+        evaluator.params.imgIds = image_ids
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+def _per_class(evaluator: COCOeval) -> dict[int, float]:
+    """AP over all thresholds and sizes of each category id, at the most detections an image."""
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]
+    table = {}
+    for k, category_id in enumerate(evaluator.params.catIds):
+        values = precision[:, :, k]
+        values = values[values > -1]
+        table[int(category_id)] = float(values.mean()) if values.size else -1.0
+    return table
+
+
+def _reason(name: str, value: float, foreign: str, num_found: int, num_objects: int) -> str:
+    size, iou = _METRICS[name]
+    if not num_objects:
+        return "no objects in the annotations (crowd regions aside)"
+    if value < 0:
+        return f"no {size}objects in the annotations"
+    if foreign:
+        return foreign
+    if not num_found:
+        return "no predictions"
+    return f"no prediction overlaps a {size}object of its class by IoU{iou or ' >= 0.50'}"
