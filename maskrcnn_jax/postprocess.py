@@ -77,6 +77,11 @@ def mask_to_rle(
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
+def rle_to_mask(rle: dict) -> Bool[np.ndarray, "H W"]:
+    """Decodes COCO's compressed RLE."""
+    return coco_mask.decode(rle).astype(bool)
+
+
 def _axis_weights(
     start: float, end: float, length: int, cells: int
 ) -> tuple[int, Float[np.ndarray, "n S"]]:

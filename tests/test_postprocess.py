@@ -20,10 +20,6 @@ SCALE = np.array([POST_HW[1] / HW[1], POST_HW[0] / HW[0]] * 2)
 BOXES = (GOLDEN["boxes"] / SCALE).astype(np.float32)
 
 
-def _decode(rle):
-    return coco_mask.decode(rle).astype(bool)
-
-
 def test_soft_paste_equals_detectron2():
     for mask, box, expected in zip(GOLDEN["masks"], BOXES, GOLDEN["detectron2_soft"], strict=True):
         crop, top, left = postprocess.paste_mask(mask, box, HW)
@@ -69,7 +65,7 @@ def test_rle_equals_the_encoded_paste(mask, box, thresh):
     pasted = postprocess.paste_binary(mask, box, hw, thresh)
     rle = postprocess.mask_to_rle(mask, box, hw, thresh)
     assert rle["size"] == [37, 41] and isinstance(rle["counts"], str)
-    np.testing.assert_array_equal(_decode(rle), pasted)
+    np.testing.assert_array_equal(postprocess.rle_to_mask(rle), pasted)
     whole = coco_mask.encode(np.asfortranarray(pasted.astype(np.uint8)))
     assert rle["counts"].encode() == whole["counts"]
 
@@ -77,11 +73,11 @@ def test_rle_equals_the_encoded_paste(mask, box, thresh):
 def test_a_full_mask_covers_its_box_and_runs_join_over_columns():
     ones = np.ones((28, 28), np.float32)
     rle = postprocess.mask_to_rle(ones, np.array([0, 0, 30, 20], np.float32), (20, 30))
-    assert _decode(rle).all()
+    assert postprocess.rle_to_mask(rle).all()
     rle = postprocess.mask_to_rle(ones, np.array([3, 4, 11, 9], np.float32), (20, 30))
     expected = np.zeros((20, 30), bool)
     expected[4:9, 3:11] = True
-    np.testing.assert_array_equal(_decode(rle), expected)
+    np.testing.assert_array_equal(postprocess.rle_to_mask(rle), expected)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +86,4 @@ def test_a_full_mask_covers_its_box_and_runs_join_over_columns():
 def test_boxes_that_hold_no_pixel(box):
     box, ones = np.array(box, np.float32), np.ones((14, 14), np.float32)
     assert not postprocess.paste_binary(ones, box, (20, 30)).any()
-    assert not _decode(postprocess.mask_to_rle(ones, box, (20, 30))).any()
+    assert not postprocess.rle_to_mask(postprocess.mask_to_rle(ones, box, (20, 30))).any()
