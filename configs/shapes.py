@@ -43,7 +43,7 @@ def get_config():
     m.roi_sampling_ratio = 2
     m.box_fc_dim = 256
     m.mask_channels = 32
-    m.max_candidates = 300
+    m.max_candidates = 600
     m.max_detections = 50
 
     c.optim.name = "adamw"
@@ -54,10 +54,10 @@ def get_config():
     c.optim.clip_norm = 10.0
     c.optim.ema_decay = 0.99
 
-    c.train.num_steps = 1000
+    c.train.num_steps = 600
     c.train.batch_size = 16
     c.train.log_every = 20
-    c.train.checkpoint_every = 250
-    c.eval.every = 250
+    c.train.checkpoint_every = 100
+    c.eval.every = 200
     c.eval.batch_size = 16
     return c
