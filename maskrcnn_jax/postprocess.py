@@ -71,7 +71,9 @@ def mask_to_rle(
     border = ends[:-1] != starts[1:]
     starts = np.concatenate([starts[:1], starts[1:][border]])
     ends = np.concatenate([ends[:-1][border], ends[-1:]])
-    borders = np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [height * width]])
+    borders = np.concatenate([[0], np.stack([starts, ends], 1).ravel()])
+    if borders[-1] < height * width:
+        borders = np.append(borders, height * width)
     runs = {"size": [height, width], "counts": np.diff(borders).tolist()}
     rle = coco_mask.frPyObjects(runs, height, width)
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
