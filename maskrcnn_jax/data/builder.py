@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow as tf
@@ -60,14 +60,14 @@ class Records:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: SupportsIndex) -> dict[str, Any]:
         """Returns one example, all in pixels of the original picture.
 
         image: the file's bytes (JPEG or PNG, 8 bit); image_id; hw int32 [2]; and for n objects
         boxes float32 [n, 4] xyxy, classes int32 [n], crowd bool [n], areas float32 [n],
         ids int64 [n], frames float32 [n, 4], masks uint8 [n, S, S // 8].
         """
-        return self._source[int(row)]
+        return self._source[row]
 
 
 def prepare(
