@@ -19,6 +19,10 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN, forward_predict
 from maskrcnn_jax.types import Detections
 
 
+# Smaller pictures are enlarged, so that the labels leave something to see.
+_PICTURE_SIDE = 512
+
+
 class _Batch(NamedTuple):
     """Rows of the data set that share a canvas; -1 fills the last batch."""
 
@@ -155,10 +159,19 @@ class Evaluator:
             None,
             [instance_mask(data, int(i)) for i in own],
             data.names,
+            min_side=_PICTURE_SIDE,
         )
         sure = np.flatnonzero(scores >= self._eval.picture_thresh)
         masks = [postprocess.rle_to_mask(rles[i]) for i in sure]
-        seen = visualize.draw(image, boxes[sure], classes[sure], scores[sure], masks, data.names)
+        seen = visualize.draw(
+            image,
+            boxes[sure],
+            classes[sure],
+            scores[sure],
+            masks,
+            data.names,
+            min_side=_PICTURE_SIDE,
+        )
         path = folder / "pictures" / f"{int(data.image_ids[row])}.png"
         Image.fromarray(visualize.side_by_side(truth, seen)).save(path)
 
@@ -176,7 +189,6 @@ class Evaluator:
             [iou, *(f"{metrics[f'{iou}/{kind}']:.3f}" for kind in kinds)] for iou in ("bbox", "segm")
         ]
         log.table(f"step {step}, {len(self._data.sizes)} images", ["", *kinds], rows)
-        # A table of 80 classes is for the last look; metrics of each are in metrics.json anyway.
         header = ["class", "bbox AP", "segm AP", "objects", "found"]
         cells = [[n, f"{b:.3f}", f"{m:.3f}", str(g), str(d)] for n, b, m, g, d in per_class]
         log.table("by class", header, cells)
