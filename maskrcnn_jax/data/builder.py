@@ -102,8 +102,11 @@ def prepare(
         work = Path(tempfile.mkdtemp(dir=root, prefix=".incomplete-"))
         try:
             folder = _write(data, work, mask_side, on_bad_image, progress)
-            if not final.exists():  # another process may have been faster
+            try:
                 os.replace(folder, final)
+            except OSError:
+                if not final.exists():  # else another process was faster
+                    raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return Records(final)

@@ -31,6 +31,8 @@ Canvas = tuple[int, int]
 # step -> canvas, rows of the host (-1: padding), seeds of the host's examples [b, 2]
 Plan = Callable[[int], tuple[Canvas, np.ndarray, np.ndarray]]
 
+_NO_END = int(np.iinfo(np.int64).max)
+
 
 def make_batches(
     records: Records,
@@ -70,11 +72,11 @@ def make_batches(
     local = batch_size // host[1]
     mine = slice(host[0] * local, (host[0] + 1) * local)
     if train:
-        plan, total = _train_plan(records, data_config, batch_size, seed, mine), None
+        plan, stop = _train_plan(records, data_config, batch_size, seed, mine), _NO_END
     else:
-        plan, total = _eval_plan(records, data_config, batch_size, mine)
-    stops = [start_step + num_steps] if num_steps is not None else []
-    stop = min(stops + ([total] if total is not None else []), default=np.iinfo(np.int64).max)
+        plan, stop = _eval_plan(records, data_config, batch_size, mine)
+    if num_steps is not None:
+        stop = min(stop, start_step + num_steps)
     dataset = _dataset(records, data_config, plan, (start_step, stop), local, train)
     return _iterate(dataset)
 
@@ -86,12 +88,17 @@ def canvas_groups(
 
     Each canvas is a compiled program of its own; an image has the same one at every scale.
     """
-    c = data_config
-    if train and c.lsj_scale:
-        side = -(-c.lsj_size // 32) * 32
+    if train and data_config.lsj_scale:
+        side = -(-data_config.lsj_size // 32) * 32
         return np.zeros(len(sizes), np.int64), ((side, side),)
-    short, long = (max(c.short), c.long) if train else (c.short_test, c.long_test)
-    canvases = tuple((int(h), int(w)) for h, w in c.canvases) or derive_canvases(short, long)
+    short, long = (
+        (max(data_config.short), data_config.long)
+        if train
+        else (data_config.short_test, data_config.long_test)
+    )
+    canvases = tuple((int(h), int(w)) for h, w in data_config.canvases) or derive_canvases(
+        short, long
+    )
     unique, inverse = np.unique(sizes, axis=0, return_inverse=True)
     groups = [
         canvases.index(choose_canvas(shortest_edge_size((int(h), int(w)), short, long), canvases))
@@ -100,18 +107,20 @@ def canvas_groups(
     return np.array(groups, np.int64)[inverse.reshape(-1)], canvases
 
 
-def _train_plan(records: Records, c: ConfigDict, batch_size: int, seed: int, mine: slice) -> Plan:
+def _train_plan(
+    records: Records, config: ConfigDict, batch_size: int, seed: int, mine: slice
+) -> Plan:
     rows = np.arange(len(records))
-    if c.limit:
-        rows = rows[: c.limit]  # records are in the order of the image ids
-    if c.filter_empty:
+    if config.limit:
+        rows = rows[: config.limit]  # records are in the order of the image ids
+    if config.filter_empty:
         rows = rows[records.num_instances[rows] > 0]
     if not len(rows):
         raise UserError(
             "data.filter_empty leaves no training image: none of the first "
-            f"{c.limit or len(records)} has an object; turn it off or raise data.limit"
+            f"{config.limit or len(records)} has an object; turn it off or raise data.limit"
         )
-    groups, canvases = canvas_groups(records.sizes[rows], c)
+    groups, canvases = canvas_groups(records.sizes[rows], config)
     sampler = Sampler(groups, batch_size, seed)
     places = range(mine.start, mine.stop)
 
@@ -123,8 +132,10 @@ def _train_plan(records: Records, c: ConfigDict, batch_size: int, seed: int, min
     return plan
 
 
-def _eval_plan(records: Records, c: ConfigDict, batch_size: int, mine: slice) -> tuple[Plan, int]:
-    groups, canvases = canvas_groups(records.sizes, c, train=False)
+def _eval_plan(
+    records: Records, config: ConfigDict, batch_size: int, mine: slice
+) -> tuple[Plan, int]:
+    groups, canvases = canvas_groups(records.sizes, config, train=False)
     batches: list[tuple[Canvas, np.ndarray]] = []
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
@@ -141,7 +152,12 @@ def _eval_plan(records: Records, c: ConfigDict, batch_size: int, mine: slice) ->
 
 
 def _dataset(
-    records: Records, c: ConfigDict, plan: Plan, steps: tuple[int, int], local: int, train: bool
+    records: Records,
+    config: ConfigDict,
+    plan: Plan,
+    steps: tuple[int, int],
+    local: int,
+    train: bool,
 ) -> tf.data.Dataset:
     def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         canvas, rows, seeds = tf.numpy_function(
@@ -157,25 +173,25 @@ def _dataset(
 
     def finished(canvas: tf.Tensor, row: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         if train:
-            example = _augment(_read(records, c, row), c, seed)
+            example = _augment(_read(records, config, row), config, seed)
         else:
-            example = _read_for_evaluation(records, c, row, canvas)
-        return _pad(example, c, row, canvas, seed)
+            example = _read_for_evaluation(records, config, row, canvas)
+        return _pad(example, config, row, canvas, seed)
 
-    workers = c.num_workers or tf.data.AUTOTUNE
+    workers = config.num_workers or tf.data.AUTOTUNE
     options = tf.data.Options()
     options.deterministic = True
     # The examples run side by side; threads within one would only take cores from the step.
     options.threading.max_intra_op_parallelism = 1
-    if c.num_workers:
-        options.threading.private_threadpool_size = c.num_workers
+    if config.num_workers:
+        options.threading.private_threadpool_size = config.num_workers
     return (
         tf.data.Dataset.range(*steps)
         .map(examples_of)
         .unbatch()
         .map(finished, num_parallel_calls=workers)
         .batch(local, drop_remainder=True)
-        .prefetch(c.prefetch)
+        .prefetch(config.prefetch)
         .with_options(options)
     )
 
@@ -189,7 +205,7 @@ _PLAN_TYPES = (np.int32, np.int64, np.int32)
 _OBJECTS = {"boxes": np.float32, "frames": np.float32, "masks": np.uint8, "classes": np.int32}
 
 
-def _read(records: Records, c: ConfigDict, row: tf.Tensor) -> augment.Example:
+def _read(records: Records, config: ConfigDict, row: tf.Tensor) -> augment.Example:
     """Reads one record, without its crowds, and decodes the picture."""
 
     def read(row: np.ndarray) -> tuple:
@@ -198,11 +214,11 @@ def _read(records: Records, c: ConfigDict, row: tf.Tensor) -> augment.Example:
 
     content, *objects = tf.numpy_function(read, [row], [tf.string, *_OBJECTS.values()])
     image = tf.ensure_shape(decode_image(content), [None, None, 3])
-    return {"image": image} | _with_shapes(objects, c.mask_side)
+    return {"image": image} | _with_shapes(objects, config.mask_side)
 
 
 def _read_for_evaluation(
-    records: Records, c: ConfigDict, row: tf.Tensor, canvas: tf.Tensor
+    records: Records, config: ConfigDict, row: tf.Tensor, canvas: tf.Tensor
 ) -> augment.Example:
     """Reads one record and resizes it as prediction does; row -1 gives a black canvas."""
 
@@ -214,14 +230,14 @@ def _read_for_evaluation(
             return np.zeros((*canvas, 3), np.uint8), np.array(canvas, np.int32), *_objects_of(empty)
         record = records[int(row)]
         image = load_image(record["image"], name=f"image {record['image_id']}")
-        hw = shortest_edge_size(image.shape[:2], c.short_test, c.long_test)
+        hw = shortest_edge_size(image.shape[:2], config.short_test, config.long_test)
         return resize_image(image, hw), record["hw"], *_objects_of(record)
 
     image, hw, *objects = tf.numpy_function(
         read, [row, canvas], [np.uint8, np.int32, *_OBJECTS.values()]
     )
     image = tf.ensure_shape(image, [None, None, 3])
-    example = _with_shapes(objects, c.mask_side)
+    example = _with_shapes(objects, config.mask_side)
     scaled = augment.scale_objects(example, tf.ensure_shape(hw, [2]), tf.shape(image)[:2])
     return scaled | {"image": image}
 
@@ -239,28 +255,30 @@ def _with_shapes(objects: list[tf.Tensor], side: int) -> augment.Example:
     }
 
 
-def _augment(example: augment.Example, c: ConfigDict, seed: tf.Tensor) -> augment.Example:
-    if c.lsj_scale:
-        example = augment.large_scale_jitter(example, tuple(c.lsj_scale), c.lsj_size, seed)
+def _augment(example: augment.Example, config: ConfigDict, seed: tf.Tensor) -> augment.Example:
+    if config.lsj_scale:
+        example = augment.large_scale_jitter(
+            example, tuple(config.lsj_scale), config.lsj_size, seed
+        )
     else:
-        example = augment.resize_shortest_edge(example, tuple(c.short), c.long, seed)
-    if c.flip > 0:
-        example = augment.flip(example, c.flip, seed)
-    if c.color_jitter > 0:
-        example = augment.color_jitter(example, c.color_jitter, seed)
+        example = augment.resize_shortest_edge(example, tuple(config.short), config.long, seed)
+    if config.flip > 0:
+        example = augment.flip(example, config.flip, seed)
+    if config.color_jitter > 0:
+        example = augment.color_jitter(example, config.color_jitter, seed)
     return example
 
 
 def _pad(
-    example: augment.Example, c: ConfigDict, row: tf.Tensor, canvas: tf.Tensor, seed: tf.Tensor
+    example: augment.Example, config: ConfigDict, row: tf.Tensor, canvas: tf.Tensor, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
     """Pads to the canvas and to the cap of objects; names the fields of `Batch`."""
-    example, num_dropped = augment.keep_some(example, c.max_instances, seed)
+    example, num_dropped = augment.keep_some(example, config.max_instances, seed)
     n = tf.shape(example["boxes"])[0]
 
     def pad_objects(x: tf.Tensor) -> tf.Tensor:
-        padded = tf.pad(x, [[0, c.max_instances - n], *[[0, 0]] * (x.shape.rank - 1)])
-        return tf.ensure_shape(padded, [c.max_instances, *x.shape[1:]])
+        padded = tf.pad(x, [[0, config.max_instances - n], *[[0, 0]] * (x.shape.rank - 1)])
+        return tf.ensure_shape(padded, [config.max_instances, *x.shape[1:]])
 
     image = example["image"]
     image_hw = tf.shape(image)[:2]
@@ -270,7 +288,7 @@ def _pad(
         "image_hw": image_hw,
         "gt_boxes": pad_objects(example["boxes"]),
         "gt_classes": pad_objects(example["classes"]),
-        "gt_valid": tf.range(c.max_instances) < n,
+        "gt_valid": tf.range(config.max_instances) < n,
         "gt_frames": pad_objects(example["frames"]),
         "gt_masks": pad_objects(example["masks"]),
         "num_dropped": num_dropped,
