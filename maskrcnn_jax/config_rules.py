@@ -208,17 +208,13 @@ def _data(fields: Fields, mode: str) -> Iterator[str]:
         elif bool(annotations) != bool(images):
             missing = "images" if annotations else "annotations"
             yield f"data.{split}.{missing} is empty; a split needs both annotations and images"
-    needed = {"train": "train", "evaluate": "val"}.get(mode)
-    if name == "coco" and needed and not any(paths[needed]):
-        yield (
-            f"data.{needed}.annotations is empty; set data.{needed}.annotations to a COCO JSON "
-            f"file and data.{needed}.images to its folder, or data.name=coco_2017 to download COCO"
-        )
-    if name == "coco" and fields["eval.every"] and not any(paths["val"]):
-        yield (
-            f"eval.every={fields['eval.every']} but data.val.annotations is empty; set it and "
-            "data.val.images, or eval.every=0"
-        )
+    for needed in {"train": ("train", "val"), "evaluate": ("val",)}.get(mode, ()):
+        if name == "coco" and not any(paths[needed]):
+            yield (
+                f"data.{needed}.annotations is empty; set data.{needed}.annotations to a COCO JSON "
+                f"file and data.{needed}.images to its folder, or data.name=coco_2017 to download "
+                "COCO"
+            )
 
 
 def _schedule(fields: Fields) -> Iterator[str]:

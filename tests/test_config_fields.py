@@ -42,8 +42,9 @@ def read():
 @pytest.mark.parametrize("field", FIELDS)
 def test_field_is_read(field, read):
     *groups, name = field.split(".")
-    # What may hold a group: a variable called like it, or the model's Settings (`s`) made of it.
+    # What may hold a group: a variable called like it or by its initial, or the model's Settings.
     holders = {"config", "settings", "s", "split", *groups, *(f"{g}_config" for g in groups)}
+    holders |= {group[0] for group in groups}
     assert any((holder, name) in read for holder in holders), f"nothing reads {field}"
 
 
