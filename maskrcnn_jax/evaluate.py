@@ -18,7 +18,6 @@ from maskrcnn_jax.logs import RunLog, write_atomic
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, forward_predict
 from maskrcnn_jax.types import Detections
 
-
 # Smaller pictures are enlarged, so that the labels leave something to see.
 _PICTURE_SIDE = 512
 
@@ -186,7 +185,8 @@ class Evaluator:
     ) -> None:
         kinds = ("AP", "AP50", "AP75", "APs", "APm", "APl")
         rows = [
-            [iou, *(f"{metrics[f'{iou}/{kind}']:.3f}" for kind in kinds)] for iou in ("bbox", "segm")
+            [iou, *(f"{metrics[f'{iou}/{kind}']:.3f}" for kind in kinds)]
+            for iou in ("bbox", "segm")
         ]
         log.table(f"step {step}, {len(self._data.sizes)} images", ["", *kinds], rows)
         header = ["class", "bbox AP", "segm AP", "objects", "found"]
@@ -205,9 +205,7 @@ def _collect(futures: list) -> list[dict]:
     return [entry for future in futures for entry in future.result()]
 
 
-def _plan(
-    sizes: np.ndarray, size: tuple[int, int], canvases: Any, batch_size: int
-) -> list[_Batch]:
+def _plan(sizes: np.ndarray, size: tuple[int, int], canvases: Any, batch_size: int) -> list[_Batch]:
     groups: dict[tuple[int, int], list[int]] = {}
     for row, hw in enumerate(sizes):
         resized = preprocess.shortest_edge_size((int(hw[0]), int(hw[1])), *size)

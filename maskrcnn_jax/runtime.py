@@ -19,9 +19,9 @@ from maskrcnn_jax.errors import UserError
 def start(compile_cache: str, deterministic: bool) -> None:
     """Joins the other hosts if there are any, and switches the compilation cache on.
 
-    Hosts find each other through jax.distributed: by themselves on Slurm, Kubernetes and TPU pods,
-    else through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Call it before
-    anything else touches JAX. compile_cache: a folder, "" for the user's cache, "none" for no cache.
+    Hosts find each other through jax.distributed: by themselves on Slurm and TPU pods, else through
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. To be called before anything else
+    touches JAX's devices. compile_cache: a folder, "" for the user's cache, "none" for no cache.
     """
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
