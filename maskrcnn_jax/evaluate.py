@@ -102,7 +102,7 @@ class Evaluator:
     def _load(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Batch, jax.Array, jax.Array]]:
         def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
             if row < 0:
-                # One pixel, not none: an empty image would leave the program without a valid anchor.
+                # One pixel, not none: an empty image would leave no valid anchor.
                 return np.zeros((*canvas, 3), np.uint8), np.ones(2, np.int32)
             size = tuple(int(x) for x in self._data.sizes[row])
             image = preprocess.load_image(Path(self._data.file_paths[row]), hw=size)
