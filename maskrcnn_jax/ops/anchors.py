@@ -1,0 +1,68 @@
+"""Anchors: the boxes at every cell of the pyramid that the RPN's deltas start from.
+
+Flat order everywhere: level, row, column, anchor; the anchors of a cell by aspect ratio.
+Source: arXiv 1506.01497 section 3.1.1, 1612.03144 section 4.1; Detectron2
+`DefaultAnchorGenerator`.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+def cell_anchors(size: float, ratios: Sequence[float]) -> Float[np.ndarray, "A 4"]:
+    """Anchors of area `size`² px around the origin, one per ratio = height / width."""
+    ratios = np.asarray(ratios, np.float64)
+    width = np.sqrt(size**2 / ratios)
+    height = ratios * width
+    return np.stack([-width, -height, width, height], -1).astype(np.float32) / np.float32(2)
+
+
+def grid_anchors(
+    canvas_hw: tuple[int, int],
+    strides: Sequence[int],
+    sizes: Sequence[float],
+    ratios: Sequence[float],
+    offset: float = 0.0,
+) -> list[Float[np.ndarray, "_ 4"]]:
+    """All anchors of a canvas (height, width), one array [h * w * A, 4] per level, in pixels.
+
+    sizes: one anchor size per stride. offset: of the first centre from the corner, in strides.
+    The grid of a level has ceil(canvas / stride) cells.
+    """
+    levels = []
+    for stride, size in zip(strides, sizes, strict=True):
+        h, w = _grid(canvas_hw, stride)
+        y = (np.arange(h, dtype=np.float32) + np.float32(offset)) * np.float32(stride)
+        x = (np.arange(w, dtype=np.float32) + np.float32(offset)) * np.float32(stride)
+        y, x = np.meshgrid(y, x, indexing="ij")
+        centers = np.stack([x, y, x, y], -1)[:, :, None]
+        levels.append((centers + cell_anchors(size, ratios)).reshape(-1, 4))
+    return levels
+
+
+def in_padded_image(
+    canvas_hw: tuple[int, int],
+    strides: Sequence[int],
+    num_ratios: int,
+    image_hw: Int[Array, "2"],
+    divisor: int = 32,
+) -> Bool[Array, "N"]:
+    """Which anchors exist when the image is padded only to a multiple of `divisor`, as in the peers.
+
+    A canvas may be larger; its other anchors must not compete. image_hw may be traced.
+    """
+    padded = -(-image_hw // divisor) * divisor
+    levels = []
+    for stride in strides:
+        h, w = _grid(canvas_hw, stride)
+        rows, cols = -(-padded // stride)
+        inside = (jnp.arange(h)[:, None] < rows) & (jnp.arange(w) < cols)
+        levels.append(jnp.repeat(inside.reshape(-1), num_ratios))
+    return jnp.concatenate(levels)
+
+
+def _grid(canvas_hw: tuple[int, int], stride: int) -> tuple[int, int]:
+    return -(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)
