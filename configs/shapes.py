@@ -13,7 +13,7 @@ def get_config():
     """Returns the config."""
     c = common.get_config()
     c.data.name = "shapes"
-    c.data.shapes_train = 1500
+    c.data.shapes_train = 2000
     c.data.shapes_val = 100
     c.data.short = (160,)
     c.data.long = 192
@@ -50,17 +50,17 @@ def get_config():
     m.max_detections = 50
 
     c.optim.name = "adamw"
-    c.optim.base_lr = 2e-3
+    c.optim.base_lr = 3e-3
     c.optim.schedule = "cosine"
-    c.optim.warmup_steps = 50
+    c.optim.warmup_steps = 100
     c.optim.weight_decay = 1e-2
     c.optim.clip_norm = 10.0
-    c.optim.ema_decay = 0.99
+    c.optim.ema_decay = 0.995
 
-    c.train.num_steps = 600
-    c.train.batch_size = 16
+    c.train.num_steps = 1150
+    c.train.batch_size = 8
     c.train.log_every = 20
-    c.train.checkpoint_every = 100
-    c.eval.every = 200
+    c.train.checkpoint_every = 115
+    c.eval.every = 230
     c.eval.batch_size = 16
     return c

@@ -17,13 +17,14 @@ class FrozenAffine(nn.Module):
     Source: Detectron2 `FrozenBatchNorm2d`.
     """
 
+    init_scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... F"]) -> Float[Array, "... F"]:
         """x: channels last. Returns x * scale + bias in x's dtype."""
         shape = (x.shape[-1],)
-        scale = self.variable("batch_stats", "scale", jnp.ones, shape)
+        scale = self.variable("batch_stats", "scale", jnp.full, shape, self.init_scale)
         bias = self.variable("batch_stats", "bias", jnp.zeros, shape)
         return x * scale.value.astype(self.dtype) + bias.value.astype(self.dtype)
 
@@ -33,6 +34,7 @@ class ConvNorm(nn.Module):
 
     Padding is symmetric, (kernel - 1) // 2 zeros, as in PyTorch. `norm` is one of `NORMS`;
     "batch" takes its statistics over the whole global batch, because under jit the array is global.
+    init_scale: of a frozen norm that no checkpoint fills.
     """
 
     features: int
@@ -41,6 +43,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     norm: str = "none"
     relu: bool = True
+    init_scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -61,7 +64,7 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         if self.norm == "frozen":
-            x = FrozenAffine(dtype=self.dtype, name="norm")(x)
+            x = FrozenAffine(self.init_scale, self.dtype, name="norm")(x)
         elif self.norm == "batch":
             x = nn.BatchNorm(
                 use_running_average=not train,

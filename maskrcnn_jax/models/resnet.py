@@ -21,6 +21,7 @@ class BasicBlock(nn.Module):
     features: int
     stride: int
     norm: str
+    residual_scale: float
     dtype: jnp.dtype
 
     @nn.compact
@@ -28,7 +29,9 @@ class BasicBlock(nn.Module):
         """x: [B, H, W, F]; returns [B, H / stride, W / stride, features]."""
         common = {"norm": self.norm, "dtype": self.dtype}
         y = ConvNorm(self.features, 3, self.stride, name="conv1", **common)(x, train)
-        y = ConvNorm(self.features, 3, relu=False, name="conv2", **common)(y, train)
+        y = ConvNorm(
+            self.features, 3, relu=False, init_scale=self.residual_scale, name="conv2", **common
+        )(y, train)
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = ConvNorm(
                 self.features, 1, self.stride, relu=False, name="shortcut", **common
@@ -46,6 +49,7 @@ class Bottleneck(nn.Module):
     groups: int
     stride_in_1x1: bool
     norm: str
+    residual_scale: float
     dtype: jnp.dtype
 
     @nn.compact
@@ -55,7 +59,9 @@ class Bottleneck(nn.Module):
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = ConvNorm(self.inner, 1, first, name="conv1", **common)(x, train)
         y = ConvNorm(self.inner, 3, second, self.groups, name="conv2", **common)(y, train)
-        y = ConvNorm(self.features, 1, relu=False, name="conv3", **common)(y, train)
+        y = ConvNorm(
+            self.features, 1, relu=False, init_scale=self.residual_scale, name="conv3", **common
+        )(y, train)
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = ConvNorm(
                 self.features, 1, self.stride, relu=False, name="shortcut", **common
@@ -100,7 +106,10 @@ class ResNet(nn.Module):
         block = BasicBlock if basic else Bottleneck
         if self.remat:
             block = nn.remat(block, static_argnums=(2,))
+        # Random weights behind frozen norms: the sum of all residuals keeps the variance of the stem.
+        residual_scale = sum(STAGES[self.depth]) ** -0.5
         common = {"norm": self.norm, "dtype": self.dtype, "name": name}
+        common["residual_scale"] = residual_scale
         features = self.width * 2**stage
         if basic:
             return block(features=features, stride=stride, **common)
