@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="a file of configs/, or WORKDIR/config.json")
+    parser.add_argument("--config", required=True, help="of configs/, or WORKDIR/config.json")
     parser.add_argument("--workdir", help="folder of the run; default runs/<name of the config>")
     parser.add_argument("--mode", default="train", choices=("train", "evaluate", "replay"))
     parser.epilog = "--config.GROUP.FIELD=VALUE overrides a field; configs/common.py lists them."
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from configs import common
     from maskrcnn_jax import config as config_lib
-    from maskrcnn_jax.errors import UserError
+    from maskrcnn_jax.errors import Stopped, UserError
 
     try:
         overrides = [text.removeprefix(prefix) for text in rest]
@@ -48,24 +48,23 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as reason:
+        print(reason, file=sys.stderr)
+        return 1
 
 
 def _run(mode: str, config, workdir: Path) -> int:
     from maskrcnn_jax import runtime
 
     runtime.start(config.train.compile_cache, config.train.deterministic)
-    from maskrcnn_jax import train
+    from maskrcnn_jax import evaluate, flight, train
 
     if mode == "evaluate":
-        train.evaluate_run(config, workdir)
+        evaluate.evaluate_run(config, workdir)
     elif mode == "replay":
-        train.replay(config, workdir)
+        flight.replay(config, workdir)
     else:
-        try:
-            train.train_and_evaluate(config, workdir)
-        except train.Stopped as reason:
-            print(reason, file=sys.stderr)
-            return 1
+        train.train_and_evaluate(config, workdir)
     return 0
 
 

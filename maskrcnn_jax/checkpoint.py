@@ -5,6 +5,7 @@ read alone, so prediction and initialisation need no optimizer. A checkpoint app
 when it is complete; a half-written one is never read.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.optimizer import parameter_path
@@ -26,21 +26,12 @@ ARRAYS = ("params", "batch_stats", "ema", "opt_state")
 class Checkpoints:
     """The checkpoints of one run, written in the background; keeps the last n and the best."""
 
-    def __init__(self, workdir: Path, keep_last: int, best_metric: str):
-        """workdir: of the run. best_metric: key of the metrics given to `save`, higher is better."""
+    def __init__(self, workdir: Path, keep_last: int):
+        """workdir: of the run. Half-written checkpoints of a killed run are removed."""
         self.folder = Path(workdir).absolute() / "checkpoints"
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[best_metric],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        latest = policies.LatestN(keep_last)
+        self._keep_last = keep_last
         self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
-                cleanup_tmp_directories=True,
-            ),
+            self.folder, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
         )
 
     @property
@@ -48,54 +39,46 @@ class Checkpoints:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
-    @property
-    def best_step(self) -> int | None:
-        """The step whose metric was best, or None when nothing was evaluated."""
-        return self._manager.best_step()
-
-    def save(
-        self,
-        step: int,
-        items: dict[str, Any],
-        meta: dict[str, Any],
-        metrics: dict[str, float] | None = None,
-    ) -> None:
+    def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Begins to write a checkpoint and returns; the arrays are copied before it returns.
 
-        items: trees under the names of ARRAYS, empty ones left out. meta: what JSON can hold.
+        items: trees under the names of ARRAYS, empty ones left out. meta: what JSON can hold; its
+        "score" is None or what the best checkpoint is chosen by, higher is better. A step that is
+        saved already is left as it is.
         Raises UserError when this or the previous write failed (a full disk, say).
         """
+        self.wait()
+        if step in complete_steps(self.folder):
+            return
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if _leaves(tree)}
         args["meta"] = ocp.args.JsonSave(meta)
-        with _WriteErrors(self):
-            self._manager.save(step, args=ocp.args.Composite(**args), metrics=metrics)
+        with _WriteErrors(self.folder):
+            self._manager.save(step, args=ocp.args.Composite(**args))
 
-    def restore(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads a step into the shapes and shardings of `like`. Returns the items and meta.
+    def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Reads the arrays of a step into the shapes and shardings of `like`.
 
         Raises UserError naming the first parameters that differ in path or shape.
         """
         folder = self.folder / str(step)
         check_same(read_shapes(folder, "params"), shapes_of(like["params"]), str(folder))
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in like.items() if _leaves(tree)}
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)
-        )
-        items = {name: restored[name] if name in args else tree for name, tree in like.items()}
-        return items, restored["meta"]
-
-    def read_meta(self, step: int) -> dict[str, Any]:
-        """The meta data of a step."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )
-        return restored["meta"]
+        args = {name: ocp.args.StandardRestore(t) for name, t in like.items() if _leaves(t)}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] if name in args else tree for name, tree in like.items()}
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is complete; raises UserError if writing failed."""
-        with _WriteErrors(self):
+        """Returns when the last checkpoint is complete and the superfluous ones are deleted.
+
+        Raises UserError if writing failed.
+        """
+        with _WriteErrors(self.folder):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+        steps = complete_steps(self.folder)
+        kept = {*steps[-self._keep_last :], best_step(self.folder)}
+        for step in steps:
+            if step not in kept:
+                self._manager.delete(step)
 
     def close(self) -> None:
         """Waits and lets go of the background threads."""
@@ -106,8 +89,8 @@ class Checkpoints:
 class _WriteErrors:
     """Turns a failed write into an error that says what is still safe."""
 
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
+    def __init__(self, folder: Path):
+        self._folder = folder
 
     def __enter__(self) -> None:
         return None
@@ -115,12 +98,11 @@ class _WriteErrors:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is None or not isinstance(error, Exception):
             return
-        folder = self._checkpoints.folder
-        steps = complete_steps(folder)
+        steps = complete_steps(self._folder)
         good = f"the last good one is step {steps[-1]}" if steps else "there is none yet"
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else kind.__name__
         raise UserError(
-            f"{folder}: a checkpoint could not be written ({reason}); {good}. "
+            f"{self._folder}: a checkpoint could not be written ({reason}); {good}. "
             "Free disk space or check the folder's permissions, and run the same command again."
         ) from error
 
@@ -132,9 +114,25 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The meta data of one checkpoint, `checkpoints/<step>`."""
+    path = folder / "meta" / "metadata"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a checkpoint of this program ({error})") from error
+
+
+def best_step(folder: Path) -> int | None:
+    """The step with the highest score in a `checkpoints` folder; None if none has a score."""
+    scores = {step: read_meta(folder / str(step))["score"] for step in complete_steps(folder)}
+    scores = {step: score for step, score in scores.items() if score is not None}
+    return max(scores, key=lambda step: (scores[step], step)) if scores else None
+
+
 def find(path: str | Path) -> Path:
     """The checkpoint meant by a run's folder (its best, else its last), or by a step's folder."""
-    path = Path(path).absolute()
+    path = Path(path).expanduser().absolute()
     if (path / "params").is_dir():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -144,7 +142,8 @@ def find(path: str | Path) -> Path:
             f"{path}: no checkpoint here; give the folder of a run or of one step "
             "(.../checkpoints/<step>)"
         )
-    return folder / str(steps[-1])
+    best = best_step(folder)
+    return folder / str(steps[-1] if best is None else best)
 
 
 def load_variables(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -167,8 +166,7 @@ def load_variables(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     ema = read("ema")
     variables = {"params": read("params"), "batch_stats": read("batch_stats"), **ema}
-    meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-    return variables, meta
+    return variables, read_meta(folder)
 
 
 def read_shapes(folder: Path, item: str) -> Any:

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exceptions that end a run without a traceback."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message names the file, the field and the remedy; the command line prints it without a
     traceback and exits with status 2.
     """
+
+
+class Stopped(Exception):
+    """A run that ended before its last step; the message says why and what is saved."""

@@ -12,10 +12,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from maskrcnn_jax import postprocess, preprocess, results, runtime, visualize
+from maskrcnn_jax import checkpoint, postprocess, preprocess, results, runtime, visualize
 from maskrcnn_jax.data.coco import CocoData, instance_mask
+from maskrcnn_jax.datasets import check_classes, load_data
 from maskrcnn_jax.logs import RunLog, write_atomic
-from maskrcnn_jax.models.mask_rcnn import MaskRCNN, forward_predict
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN, build, forward_predict
+from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.types import Detections
 
 # Smaller pictures are enlarged, so that the labels leave something to see.
@@ -195,7 +197,6 @@ class Evaluator:
         for text in sorted(set(reasons.values())):
             names = ", ".join(name for name, reason in reasons.items() if reason == text)
             log.say(f"{names}: {text}")
-        log.metrics(step, metrics)
         for path in sorted((folder / "pictures").glob("*.png")):
             log.picture(step, f"eval/{path.stem}", np.asarray(Image.open(path)))
         log.say(f"results, metrics and pictures: {folder}")
@@ -218,3 +219,23 @@ def _plan(sizes: np.ndarray, size: tuple[int, int], canvases: Any, batch_size: i
             padded[: len(part)] = part
             batches.append(_Batch(canvas, padded))
     return batches
+
+
+def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
+    """Evaluates init.checkpoint, or else the workdir's best or last checkpoint, on the val set."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    log = RunLog(workdir, 0, 0, speaks=jax.process_index() == 0, records=False)
+    mesh = runtime.make_mesh()
+    for line in runtime.describe_devices():
+        log.say(line)
+    _, data = load_data(config, train=False)
+    path = config.init.checkpoint or workdir
+    variables, meta = checkpoint.load_variables(path)
+    check_classes(meta["classes"], data, str(path))
+    model = build(config.model, len(data.names))
+    fresh = init_variables(model, 0)
+    for name in variables:
+        shapes = checkpoint.shapes_of(variables[name]), checkpoint.shapes_of(fresh[name])
+        checkpoint.check_same(*shapes, where=str(path))
+    evaluator = Evaluator(model, data, config, mesh, log.say)
+    return evaluator.run(runtime.replicate(variables, mesh), workdir / "eval", log, meta["step"])

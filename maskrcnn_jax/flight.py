@@ -7,24 +7,32 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
+from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import runtime
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import write_atomic
-from maskrcnn_jax.train_step import TrainState
+from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax.optimizer import make_optimizer
+from maskrcnn_jax.train_step import TrainState, init_state, init_variables, make_train_step
 from maskrcnn_jax.types import Batch
 
 
-def save(folder: Path, state: TrainState, batch: Batch, report: dict[str, Any]) -> None:
-    """Writes the batch of this host, the state before the step, and the report.
+def save(
+    folder: Path, config: ConfigDict, state: TrainState, batch: Batch, report: dict[str, Any]
+) -> None:
+    """Writes the config, this host's rows of the batch, the state before the step, the report.
 
-    state: as the step left it, that is untouched since the bad step. The seed is in the report's
-    config, beside it, and the step in the state, so the random keys are given, too.
+    state: as the step left it, that is untouched since the bad step. The seed is in the config and
+    the step in the state, so the random keys are given, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / f"batch_{jax.process_index()}.npz", **batch._asdict())
     with ocp.StandardCheckpointer() as writer:
         writer.save(folder.absolute() / "state", _without_empty(state), force=True)
     if jax.process_index() == 0:
+        config_lib.save(config, folder / "config.json")
         write_atomic(folder / "report.json", json.dumps(report, indent=1))
 
 
@@ -51,3 +59,32 @@ def load(folder: Path, like: TrainState) -> tuple[TrainState, Batch]:
 
 def _without_empty(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
+
+
+def replay(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Takes the step again that a flight record holds, and returns its metrics."""
+    report = flight.read_report(workdir / "flight")
+    mesh = runtime.make_mesh()
+    model = mask_rcnn.build(config.model, len(report["classes"]["names"]))
+    t, o = config.train, config.optim
+    variables = init_variables(model, t.seed)
+    tx, schedule, trained = make_optimizer(
+        variables["params"], o, config.model.freeze_at, t.num_steps, t.batch_size
+    )
+    state = runtime.replicate(init_state(variables, tx, o.ema_decay), mesh)
+    state, batch = flight.load(workdir / "flight", state)
+    step = make_train_step(
+        model,
+        tx,
+        schedule,
+        trained,
+        mesh,
+        seed=t.seed,
+        accumulate=t.accumulate,
+        ema_decay=o.ema_decay,
+    )
+    _, metrics = step(state, runtime.shard_batch(batch, mesh))
+    values = {k: float(v) for k, v in jax.device_get(metrics).items() if k != "bad_step"}
+    for name, value in values.items():
+        print(f"{name}: {value!r} now, {report['losses'][name]!r} then")
+    return values

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,14 @@ class RunLog:
         self._console.print(table)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Appends a line to metrics.jsonl and the scalars to TensorBoard."""
+        """Appends a line to metrics.jsonl and to `history`, and the scalars to TensorBoard."""
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        line = {"step": step, **finite}
+        self.history.append(line)
         if not self._writes:
             return
-        line = {k: v if math.isfinite(v) else None for k, v in values.items()}
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **line}) + "\n")
+            file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             tag = name if "/" in name else f"train/{name}"
             self._board.add_scalar(tag, value, step)
@@ -134,8 +138,7 @@ def _summary_writer(folder: Path, start_step: int) -> Any:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "training needs tensorboardX, which is not installed: "
-            "pip install 'maskrcnn_jax[train]'"
+            "training needs tensorboardX, which is not installed: pip install 'maskrcnn_jax[train]'"
         ) from error
     return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
 
@@ -143,3 +146,34 @@ def _summary_writer(folder: Path, start_step: int) -> Any:
 def _clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+class StepClock:
+    """Seconds per step, without the pauses, and the part of them that waited for data."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._started, self._spent = time.perf_counter(), {"waits": 0.0, "pauses": 0.0}
+
+    def waiting(self) -> AbstractContextManager:
+        """Counts the block as waiting for data."""
+        return self._count("waits")
+
+    def pausing(self, pause: bool) -> AbstractContextManager:
+        """Takes the block out of the time of the steps: compiling, evaluating, saving."""
+        return self._count("pauses") if pause else nullcontext()
+
+    @contextmanager
+    def _count(self, kind: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._spent[kind] += time.perf_counter() - begin
+
+    def lap(self, steps: int) -> tuple[float, float]:
+        """Seconds a step, and seconds of it that waited for data, since the last call."""
+        total = time.perf_counter() - self._started - self._spent["pauses"]
+        result = max(total, 1e-9) / steps, self._spent["waits"] / steps
+        self._begin()
+        return result

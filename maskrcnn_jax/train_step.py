@@ -74,9 +74,7 @@ def make_train_step(
     """
 
     def loss(params: Any, stats: Any, batch: Batch, keys: Array) -> tuple[Array, tuple]:
-        params = jax.tree.map(
-            lambda p, on: p if on else jax.lax.stop_gradient(p), params, trained
-        )
+        params = jax.tree.map(lambda p, on: p if on else jax.lax.stop_gradient(p), params, trained)
         variables = {"params": params, "batch_stats": stats}
         terms, metrics, stats = forward_train(model, variables, batch, keys, mesh)
         total = sum(terms)

@@ -10,7 +10,7 @@ xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class FPN(nn.Module):
-    """Lateral 1x1, top-down nearest upsampling and sum, 3x3 output; P6 is every second cell of P5."""
+    """Lateral 1x1, top-down nearest upsampling and sum, 3x3 output; P6 is P5[::2, ::2]."""
 
     features: int = 256
     norm: str = "none"

@@ -87,7 +87,7 @@ class MaskRCNN(nn.Module):
     def features(
         self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"], train: bool
     ) -> dict[str, Float[Array, "B h w F"]]:
-        """RGB images on a canvas (H, W multiples of 32) to P2..P6; padding is zero once normalised."""
+        """RGB images on a canvas (multiples of 32) to P2..P6; padding is zero once normalised."""
         s = self.settings
         x = images[..., ::-1] if s.channel_order == "bgr" else images
         x = (x.astype(jnp.float32) - np.float32(s.pixel_mean)) / np.float32(s.pixel_std)
@@ -397,5 +397,3 @@ def _detect(
     valid = scores > 0
     scores = jnp.where(valid, scores, 0.0)
     return boxes[final], scores, classes[final], valid, num_dropped.astype(jnp.int32)
-
-

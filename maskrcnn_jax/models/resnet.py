@@ -106,7 +106,7 @@ class ResNet(nn.Module):
         block = BasicBlock if basic else Bottleneck
         if self.remat:
             block = nn.remat(block, static_argnums=(2,))
-        # Random weights behind frozen norms: the sum of all residuals keeps the variance of the stem.
+        # Random weights behind frozen norms: the residuals together keep the stem's variance.
         residual_scale = sum(STAGES[self.depth]) ** -0.5
         common = {"norm": self.norm, "dtype": self.dtype, "name": name}
         common["residual_scale"] = residual_scale

@@ -9,7 +9,7 @@ from maskrcnn_jax.models.norm import ConvNorm
 
 
 class BoxHead(nn.Module):
-    """`num_convs` 3x3 convolutions, `num_fcs` dense layers, then class logits and class-wise deltas."""
+    """`num_convs` 3x3 convolutions, `num_fcs` dense layers, class logits and class-wise deltas."""
 
     num_classes: int
     fc_dim: int = 1024
@@ -27,9 +27,7 @@ class BoxHead(nn.Module):
         deltas [R, C, 4], both float32."""
         x = pooled
         for i in range(self.num_convs):
-            conv = ConvNorm(
-                self.conv_dim, 3, norm=self.norm, dtype=self.dtype, name=f"conv{i + 1}"
-            )
+            conv = ConvNorm(self.conv_dim, 3, norm=self.norm, dtype=self.dtype, name=f"conv{i + 1}")
             x = conv(x, train)
         x = x.reshape(x.shape[0], -1)
         for i in range(self.num_fcs):
@@ -71,9 +69,7 @@ class MaskHead(nn.Module):
         """
         x = pooled
         for i in range(self.num_convs):
-            conv = ConvNorm(
-                self.features, 3, norm=self.norm, dtype=self.dtype, name=f"conv{i + 1}"
-            )
+            conv = ConvNorm(self.features, 3, norm=self.norm, dtype=self.dtype, name=f"conv{i + 1}")
             x = conv(x, train)
         x = nn.relu(Upsample(self.features, dtype=self.dtype, name="deconv")(x))
         shape = (self.features, self.num_classes)

@@ -50,7 +50,7 @@ def in_padded_image(
     image_hw: Int[Array, "2"],
     divisor: int = 32,
 ) -> Bool[Array, "N"]:
-    """Which anchors exist when the image is padded only to a multiple of `divisor`, as in the peers.
+    """Which anchors exist if the image is padded only to a multiple of `divisor`, as by the peers.
 
     A canvas may be larger; its other anchors must not compete. image_hw may be traced.
     """

@@ -20,7 +20,7 @@ def nms(
     IoU with it is above `thresh`; equal to it stays. With `classes`, only boxes of the same class
     remove each other. Rows that are not `valid` neither stay nor remove.
 
-    Greedy is the one solution of keep[j] = valid[j] and no i before j with keep[i] and IoU > thresh.
+    Greedy is the one solution of keep[j] = valid[j] and no i < j with keep[i] and IoU > thresh.
     Iterating this equation settles at least one more row of the order per pass, in practice all of
     them in a few passes, and stops when nothing changes: equal to greedy for every input.
     """

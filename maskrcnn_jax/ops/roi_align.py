@@ -49,7 +49,7 @@ def axis_weights(
     line = jnp.arange(length, dtype=jnp.float32)
     bin_start = start[:, None, None] + jnp.arange(size, dtype=jnp.float32)[:, None] * bin_size
     # Only samples within a cell of a line give it weight: `near` of them from `first` on. Where a
-    # bin has no more than that, all are looked at, so the spacing (0 for an empty roi) is no matter.
+    # bin has no more than that, all are looked at, whatever the spacing (0 for an empty roi).
     reach = (line - 1.0 - bin_start) / jnp.maximum(spacing, 0.5) - 0.5
     first = jnp.clip(jnp.floor(jax.lax.stop_gradient(reach)), 0.0, jnp.maximum(num - near, 0.0))
 
@@ -176,7 +176,7 @@ def _pool(
     along_y: Float[Array, "B R y h"],
     along_x: Float[Array, "B R x w"],
 ) -> Float[Array, "B R y x F"]:
-    """Wy @ features @ Wx^T for each roi; the rows first, as one large product without transposing."""
+    """Wy @ features @ Wx^T for each roi; the rows first: one large product, nothing transposed."""
     exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
     dtype = features.dtype
     rows = jnp.einsum("bryh,bhwf->brywf", along_y.astype(dtype), features, **exact)

@@ -1,0 +1,57 @@
+"""The data sets that a config names, and their one table of classes."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maskrcnn_jax import runtime
+from maskrcnn_jax.data.coco import CocoData, check_same_classes, load_coco
+from maskrcnn_jax.errors import UserError
+
+
+def cache_dir(config: ConfigDict) -> Path:
+    """Where prepared, generated and downloaded data lie."""
+    return (
+        Path(config.data.cache_dir).expanduser() if config.data.cache_dir else runtime.cache_home()
+    )
+
+
+def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoData]:
+    """The checked train (or None) and val sets that the config's `data` group names."""
+    d = config.data
+    cache = cache_dir(config)
+    paths = {split: (d[split].annotations, d[split].images) for split in ("train", "val")}
+    if d.name == "shapes":
+        from maskrcnn_jax.data import shapes
+
+        folder = cache / f"shapes_{d.shapes_train}_{d.shapes_val}"
+        paths = shapes.generate(folder, d.shapes_train, d.shapes_val)
+    elif d.name == "coco_2017":
+        from maskrcnn_jax.data import builder
+
+        paths = builder.download_coco_2017(cache)
+    val = load_coco(*paths["val"], on_bad_image=d.on_bad_image)
+    if not train:
+        return None, val
+    data = load_coco(*paths["train"], on_bad_image=d.on_bad_image)
+    check_same_classes(data, val)
+    return data, val
+
+
+def classes_of(data: CocoData) -> dict[str, Any]:
+    """The table id <-> name <-> index, as it is stored in the checkpoint."""
+    return {"names": list(data.names), "category_ids": [int(i) for i in data.category_ids]}
+
+
+def check_classes(stored: dict[str, Any], data: CocoData, where: str) -> None:
+    """Raises UserError unless a checkpoint's classes are those of a data set."""
+    if stored == classes_of(data):
+        return
+    pairs = lambda t: set(zip(t["category_ids"], t["names"], strict=True))  # noqa: E731
+    ours, theirs = pairs(classes_of(data)), pairs(stored)
+    raise UserError(
+        f"{where}: its classes are not those of {data.annotations}; only in the checkpoint: "
+        f"{sorted(theirs - ours)[:5]}, only in the data: {sorted(ours - theirs)[:5]}. "
+        "Use the data set it was trained on, or init.part='backbone' in a new workdir."
+    )
