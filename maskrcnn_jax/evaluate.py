@@ -52,10 +52,11 @@ class Evaluator:
         self._programs = runtime.Programs(step, "prediction", say)
 
     def run(
-        self, variables: dict[str, Any], folder: Path, log: RunLog, step: int
+        self, variables: dict[str, Any], folder: Path, log: RunLog, step: int, last: bool = True
     ) -> dict[str, float]:
         """Predicts every image once and returns the metrics, the same on every host.
 
+        last: print the table by class, too.
         variables: replicated over the mesh. Writes results.json, metrics.json and pictures/ into
         `folder`.
         """
@@ -94,7 +95,7 @@ class Evaluator:
                 f"WARNING: {dropped} candidates exceeded model.max_candidates before NMS; "
                 "raise it, or model.score_thresh"
             )
-        self._tell(log, step, metrics, per_class, reasons, folder)
+        self._tell(log, step, metrics, per_class if last else [], reasons, folder)
         return metrics
 
     def _own(self, rows: np.ndarray) -> np.ndarray:
@@ -193,7 +194,8 @@ class Evaluator:
         log.table(f"step {step}, {len(self._data.sizes)} images", ["", *kinds], rows)
         header = ["class", "bbox AP", "segm AP", "objects", "found"]
         cells = [[n, f"{b:.3f}", f"{m:.3f}", str(g), str(d)] for n, b, m, g, d in per_class]
-        log.table("by class", header, cells)
+        if cells:
+            log.table("by class", header, cells)
         for text in sorted(set(reasons.values())):
             names = ", ".join(name for name, reason in reasons.items() if reason == text)
             log.say(f"{names}: {text}")

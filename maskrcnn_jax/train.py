@@ -268,7 +268,11 @@ class _Run:
         trained = {"params": self.state.params, "batch_stats": self.state.batch_stats}
         with self.clock.pausing(True):
             metrics = self.evaluator.run(
-                self.state.ema or trained, self.workdir / "eval", self.log, done
+                self.state.ema or trained,
+                self.workdir / "eval",
+                self.log,
+                done,
+                last=done == self.config.train.num_steps,
             )
         if done > self.start:
             self.log.metrics(done, metrics)

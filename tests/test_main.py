@@ -1,0 +1,220 @@
+"""main.py as a user meets it: killed, stopped, out of disk, given nonsense, on two hosts."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny_run
+
+from maskrcnn_jax import checkpoint
+
+# Ends the process as `kill -9` would, before step n is taken.
+KILL_AT = """
+import os, signal
+from maskrcnn_jax import train
+advance = train._Run._advance
+def _advance(self, done):
+    if done == {step}:
+        os.kill(os.getpid(), signal.{signal})
+    advance(self, done)
+train._Run._advance = _advance
+"""
+
+# Ends the process while the checkpoint of step n is being written in the background.
+KILL_IN_WRITE = """
+import os, signal
+import orbax.checkpoint as ocp
+save = ocp.CheckpointManager.save
+def _save(self, step, **kwargs):
+    save(self, step, **kwargs)
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+ocp.CheckpointManager.save = _save
+"""
+
+# From step n on no file may grow beyond 20 kB, as if the disk were full.
+FULL_DISK_AT = """
+import resource
+from maskrcnn_jax import train
+save = train._Run._save
+def _save(self, done, *args):
+    if done >= {step}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    save(self, done, *args)
+train._Run._save = _save
+"""
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cache, tmp_path_factory) -> Path:
+    """The workdir of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = tiny_run.run(cache, tiny_run.arguments(workdir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.match(r"cpu: 1 x cpu", done.stdout)
+    assert "M parameters, 6 classes" in done.stdout
+    assert re.search(r"compiled the training step for 96x96 .* GFLOPs, .* GiB", done.stdout)
+    assert "base_lr 0.003 x batch 2 / base_batch 16" in done.stdout
+    return workdir
+
+
+def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, by item and path, as it lies on the disk."""
+    found = {}
+    for item in checkpoint.ARRAYS:
+        folder = workdir.absolute() / "checkpoints" / str(step) / item
+        shapes = checkpoint.read_shapes(folder.parent, item)
+        leaf = lambda x: isinstance(x, tuple)  # noqa: E731
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), shapes, is_leaf=leaf)
+        tree = ocp.PyTreeCheckpointer().restore(
+            folder, args=ocp.args.PyTreeRestore(restore_args=args)
+        )
+        for path, value in jax.tree_util.tree_leaves_with_path(tree):
+            found[item + jax.tree_util.keystr(path)] = np.asarray(value)
+    return found
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    assert (undisturbed / "config.json").exists()
+    steps = checkpoint.complete_steps(undisturbed / "checkpoints")
+    assert steps[-2:] == [8, 12] and set(steps) <= {6, 8, 12}  # the last two, and the best
+    report = json.loads((undisturbed / "eval" / "metrics.json").read_text())
+    assert {f"{i}/{k}" for i in ("bbox", "segm") for k in ("AP", "AP50", "APs")} <= set(report)
+    assert report["images"] == 5
+    results = json.loads((undisturbed / "eval" / "results.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= set(results[0])
+    assert len(list((undisturbed / "eval" / "pictures").glob("*.png"))) == 2
+    assert list((undisturbed / "tensorboard").glob("events*"))
+    assert [line["step"] for line in tiny_run.metrics(undisturbed)] == [5, 6, 10, 12, 12]
+
+
+def test_killed_runs_end_bitwise_equal(cache, undisturbed, tmp_path):
+    faults = [
+        KILL_AT.format(step=3, signal="SIGKILL"),  # before the first checkpoint
+        KILL_IN_WRITE.format(step=8),
+        KILL_AT.format(step=8, signal="SIGKILL"),
+        KILL_AT.format(step=12, signal="SIGKILL"),
+    ]
+    for fault in faults:
+        killed = tiny_run.run(cache, tiny_run.arguments(tmp_path), fault)
+        assert killed.returncode == -9, killed.stdout + killed.stderr
+    last = tiny_run.run(cache, tiny_run.arguments(tmp_path))
+    assert last.returncode == 0, last.stderr
+    assert re.search(r"resuming at step \d+ of 12", last.stdout)
+    assert tiny_run.metrics(tmp_path) == tiny_run.metrics(undisturbed)
+    ours, theirs = arrays(tmp_path, 12), arrays(undisturbed, 12)
+    assert ours.keys() == theirs.keys() and len(ours) > 300
+    for name in ours:
+        assert ours[name].tobytes() == theirs[name].tobytes(), name
+
+
+def test_sigterm_saves_and_leaves_and_changes_are_listed(cache, tmp_path):
+    fault = KILL_AT.format(step=3, signal="SIGTERM")
+    stopped = tiny_run.run(cache, tiny_run.arguments(tmp_path), fault)
+    assert stopped.returncode == 1
+    assert "asked to stop: step 3 is saved" in stopped.stderr
+    assert checkpoint.complete_steps(tmp_path / "checkpoints") == [3]
+
+    other = tiny_run.run(cache, tiny_run.arguments(tmp_path, "model.mask_channels=8"))
+    assert other.returncode == 2
+    assert "cannot go on with another model.mask_channels (was 16, is 8)" in other.stderr
+
+    full = FULL_DISK_AT.format(step=6)
+    argv = tiny_run.arguments(tmp_path, "optim.weight_decay=0.5")
+    failed = tiny_run.run(cache, argv, full)
+    assert "resuming at step 3 of 12" in failed.stdout
+    assert "config.optim.weight_decay: 0.01 -> 0.5" in failed.stdout
+    assert failed.returncode == 2, failed.stderr
+    assert "Traceback" not in failed.stderr.split("error:")[-1]
+    assert re.search(r"could not be written .* the last good one is step 4", failed.stderr)
+    assert checkpoint.complete_steps(tmp_path / "checkpoints")[-1] == 4
+
+
+def test_a_loss_that_is_not_finite_is_recorded_and_replayed(cache, tmp_path):
+    bad = tiny_run.run(cache, tiny_run.arguments(tmp_path, "optim.base_lr=1e30"))
+    assert bad.returncode == 1, bad.stdout + bad.stderr
+    found = re.search(
+        r"step (\d+): the loss or its gradient is not finite \((.*)\); image ids \[(.*)\]",
+        bad.stderr,
+    )
+    assert found and len(found[3].split(",")) == 2
+    report = json.loads((tmp_path / "flight" / "report.json").read_text())
+    assert report["step"] == int(found[1])
+
+    again = tiny_run.run(cache, tiny_run.arguments(tmp_path, mode="replay", config="-"))
+    assert again.returncode == 0, again.stderr
+    pairs = re.findall(r"^(\w+): (\S+) now, (\S+) then$", again.stdout, re.MULTILINE)
+    assert {"loss", "rpn_cls", "mask", "grad_norm"} <= {name for name, *_ in pairs}
+    for name, now, then in pairs:
+        assert now == then, name
+
+
+def test_evaluate_rerun_and_initialise(cache, undisturbed, tmp_path):
+    before = json.loads((undisturbed / "eval" / "metrics.json").read_text())
+    argv = tiny_run.arguments(undisturbed, mode="evaluate", config=undisturbed / "config.json")
+    done = tiny_run.run(cache, argv)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((undisturbed / "eval" / "metrics.json").read_text())
+    best = checkpoint.best_step(undisturbed / "checkpoints")
+    assert after["step"] == best
+    if best == before["step"]:
+        assert after == before
+
+    argv = tiny_run.arguments(tmp_path, f"init.checkpoint={undisturbed}", "train.num_steps=1")
+    assert tiny_run.run(cache, argv).returncode == 0
+    argv = tiny_run.arguments(
+        tmp_path / "b", f"init.checkpoint={undisturbed}", "model.width=16", "init.part=backbone"
+    )
+    refused = tiny_run.run(cache, argv)
+    assert refused.returncode == 2
+    assert "backbone/" in refused.stderr and "another architecture" in refused.stderr
+
+
+def test_two_hosts_agree_with_one(cache, undisturbed, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", tiny_run.driver(), *tiny_run.arguments(tmp_path)],
+            env=tiny_run.environment(
+                cache,
+                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(i),
+                JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+            ),
+            cwd=tiny_run.ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]
+    output = [host.communicate(timeout=600)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(output)
+    assert "2 x cpu" in output[0] and "2 host(s)" in output[0]
+    ours, theirs = tiny_run.metrics(tmp_path), tiny_run.metrics(undisturbed)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-4)
+    report = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert report["images"] == 5
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    expected = json.loads((undisturbed / "eval" / "results.json").read_text())
+    # 5 images in batches of 2: the padded row is on one host alone, and counted by none.
+    count = lambda entries: {e["image_id"] for e in entries}  # noqa: E731
+    assert count(results) == count(expected)
+    keys = [(e["image_id"], tuple(e["bbox"]), e["category_id"]) for e in results]
+    assert len(set(keys)) == len(keys)

@@ -1,0 +1,88 @@
+"""Runs main.py at the smallest size that still passes through every part, in its own process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+MODEL = (
+    "model.width=8",
+    "model.fpn_channels=16",
+    "model.rpn_channels=16",
+    "model.mask_channels=16",
+    "model.box_fc_dim=32",
+    "model.rpn_pre_nms_topk_train=60",
+    "model.rpn_pre_nms_topk_test=60",
+    "model.rpn_post_nms_topk_train=40",
+    "model.rpn_post_nms_topk_test=40",
+    "model.roi_batch_per_image=16",
+    "model.max_candidates=60",
+    "model.max_detections=20",
+)
+DATA = (
+    "data.short=64",
+    "data.long=96",
+    "data.short_test=64",
+    "data.long_test=96",
+    "data.canvases=((96,96),)",
+)
+SHAPES = (*MODEL, *DATA, "data.shapes_train=16", "data.shapes_val=5")
+SCHEDULE = (
+    "train.num_steps=12",
+    "train.batch_size=2",
+    "train.checkpoint_every=4",
+    "train.log_every=5",
+    "eval.every=6",
+    "eval.batch_size=2",
+    "eval.num_pictures=2",
+    "optim.warmup_steps=2",
+)
+
+
+def arguments(workdir: Path, *overrides: str, mode: str = "train", config=None) -> list[str]:
+    """The command line of main.py for a tiny run; later overrides win."""
+    fields = [f"--config.{o}" for o in (*SHAPES, *SCHEDULE, *overrides)]
+    path = config or ROOT / "configs" / "shapes.py"
+    fields = fields if config is None else [f"--config.{o}" for o in overrides]
+    return ["--config", str(path), "--workdir", str(workdir), "--mode", mode, *fields]
+
+
+def environment(cache: Path, **extra: str) -> dict[str, str]:
+    """One CPU device, and a compilation cache that all runs of the tests share."""
+    keep = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return keep | {
+        "MASKRCNN_JAX_CACHE": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+        **extra,
+    }
+
+
+def run(
+    cache: Path, argv: list[str], before: str = "", **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs main.py. before: Python lines that run first, to plant a fault."""
+    return subprocess.run(
+        [sys.executable, "-c", driver(before), *argv],
+        env=environment(cache, **extra),
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def driver(before: str = "") -> str:
+    """The program that calls main.main after the lines `before`."""
+    return f"import sys\nsys.path.insert(0, '.')\n{before}\nimport main\nsys.exit(main.main())\n"
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl without those that tell times."""
+    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
