@@ -9,6 +9,8 @@ The same command goes on where a run stopped. Exit status: 0 done, 1 the run fai
 """
 
 import argparse
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -48,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"error: {error.filename or workdir}: the disk is full ({error})", file=sys.stderr)
+        return 2
     except Stopped as reason:
         print(reason, file=sys.stderr)
         return 1
@@ -68,5 +75,14 @@ def _run(mode: str, config, workdir: Path) -> int:
     return 0
 
 
+def leave(status: int) -> None:
+    """Ends the process; after a failure at once, before background threads add their own noise."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)
+    sys.exit(0)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.optimizer import parameter_path
 
-# orbax reports each save in several lines; the run's own log says it in one.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# orbax tells of each save in several lines, and of a failed one in many; it also raises the error.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 ARRAYS = ("params", "batch_stats", "ema", "opt_state")
 

@@ -63,7 +63,7 @@ def _without_empty(state: TrainState) -> dict[str, Any]:
 
 def replay(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Takes the step again that a flight record holds, and returns its metrics."""
-    report = flight.read_report(workdir / "flight")
+    report = read_report(workdir / "flight")
     mesh = runtime.make_mesh()
     model = mask_rcnn.build(config.model, len(report["classes"]["names"]))
     t, o = config.train, config.optim
@@ -72,7 +72,7 @@ def replay(config: ConfigDict, workdir: Path) -> dict[str, float]:
         variables["params"], o, config.model.freeze_at, t.num_steps, t.batch_size
     )
     state = runtime.replicate(init_state(variables, tx, o.ema_decay), mesh)
-    state, batch = flight.load(workdir / "flight", state)
+    state, batch = load(workdir / "flight", state)
     step = make_train_step(
         model,
         tx,

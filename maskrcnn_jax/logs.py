@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,9 @@ class RunLog:
             self._progress.stop()
             self._progress = None
         if self._board is not None:
-            self._board.close()
+            # On a full disk, the error that ended the run is the one to tell.
+            with suppress(OSError):
+                self._board.close()
 
 
 def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:

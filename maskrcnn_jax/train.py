@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class _Run:
         )
         for line in runtime.describe_devices():
             self.log.say(line)
+        self.records = self._prepare_records()
         self.mesh = runtime.make_mesh()
         self.model = mask_rcnn.build(config.model, len(self.train_data.names))
         self.evaluator = Evaluator(self.model, self.val_data, config, self.mesh, self.log.say)
@@ -85,7 +87,7 @@ class _Run:
         self.state = self._resume(self._fresh_state()) if self.start else self._fresh_state()
         if jax.process_index() == 0:
             config_lib.save(config, workdir / "config.json")
-        self._open_data()
+        self.batches = self._open_data()
         self.recent: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=LAG + 1)
         self.unread: collections.deque[tuple[int, dict]] = collections.deque()
         self.clock = StepClock()
@@ -154,17 +156,21 @@ class _Run:
                 + "; set the old value again, or take another workdir"
             )
 
-    def _open_data(self) -> None:
-        # Here TensorFlow is imported, and not before: mistakes are told without waiting for it.
-        from maskrcnn_jax.data import builder, pipeline
+    def _prepare_records(self) -> Any:
+        # Here TensorFlow is imported, and not before: evaluation does without it.
+        from maskrcnn_jax.data import builder
 
-        d, t = self.config.data, self.config.train
-        self.records = builder.prepare(
-            self.train_data, cache_dir(self.config), d.mask_side, d.on_bad_image
-        )
-        self.batches = pipeline.make_batches(
+        d = self.config.data
+        folder = cache_dir(self.config)
+        return builder.prepare(self.train_data, folder, d.mask_side, d.on_bad_image)
+
+    def _open_data(self) -> Iterator[Batch]:
+        from maskrcnn_jax.data import pipeline
+
+        t = self.config.train
+        return pipeline.make_batches(
             self.records,
-            d,
+            self.config.data,
             t.batch_size,
             t.seed,
             start_step=self.start,

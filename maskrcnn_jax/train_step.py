@@ -108,7 +108,7 @@ def make_train_step(
         places = jnp.arange(batch.images.shape[0])
         keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
         grads, (stats, metrics) = accumulated(state, batch, keys)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

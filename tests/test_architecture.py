@@ -25,6 +25,7 @@ FLOORS = {
     "logs": 3,
     "runtime": 3,
     "results": 3,
+    "datasets": 3,
     "config": 3,
     "config_rules": 3,
     "models.mask_rcnn": 2,

@@ -79,7 +79,7 @@ def run(
 
 def driver(before: str = "") -> str:
     """The program that calls main.main after the lines `before`."""
-    return f"import sys\nsys.path.insert(0, '.')\n{before}\nimport main\nsys.exit(main.main())\n"
+    return f"import sys\nsys.path.insert(0, '.')\n{before}\nimport main\nmain.leave(main.main())\n"
 
 
 def metrics(workdir: Path) -> list[dict]:

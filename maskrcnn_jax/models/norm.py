@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 NORMS = ("none", "frozen", "batch", "group")
@@ -18,7 +19,7 @@ class FrozenAffine(nn.Module):
     """
 
     init_scale: float = 1.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... F"]) -> Float[Array, "... F"]:
@@ -44,7 +45,7 @@ class ConvNorm(nn.Module):
     norm: str = "none"
     relu: bool = True
     init_scale: float = 1.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: Callable = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
     @nn.compact
@@ -94,7 +95,7 @@ class GroupedConv(nn.Module):
     padding: tuple[tuple[int, int], tuple[int, int]]
     feature_group_count: int
     use_bias: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
     kernel_init: Callable
 
     @nn.compact

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskrcnn_jax.models.norm import ConvNorm
@@ -22,7 +23,7 @@ class BasicBlock(nn.Module):
     stride: int
     norm: str
     residual_scale: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W F"], train: bool) -> Float[Array, "B h w f"]:
@@ -50,7 +51,7 @@ class Bottleneck(nn.Module):
     stride_in_1x1: bool
     norm: str
     residual_scale: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W F"], train: bool) -> Float[Array, "B h w f"]:
@@ -84,7 +85,7 @@ class ResNet(nn.Module):
     width_per_group: int = 64
     stride_in_1x1: bool = True
     norm: str = "frozen"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @nn.compact

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.models.fpn import xavier
@@ -17,7 +18,7 @@ class BoxHead(nn.Module):
     num_convs: int = 0
     conv_dim: int = 256
     norm: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -56,7 +57,7 @@ class MaskHead(nn.Module):
     features: int = 256
     num_convs: int = 4
     norm: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -87,7 +88,7 @@ class Upsample(nn.Module):
     """Transposed 2x2 convolution of stride 2: a dense layer from a cell to its four children."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "R h w F"]) -> Float[Array, "R H W f"]:

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskrcnn_jax.models.norm import ConvNorm
@@ -15,7 +16,7 @@ class RPNHead(nn.Module):
     num_anchors: int = 3
     features: int = 256
     num_convs: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -11,7 +11,7 @@ def nms(
     boxes: Float[Array, "K 4"],
     scores: Float[Array, "K"],
     valid: Bool[Array, "K"],
-    thresh: float,
+    thresh: float | Float[Array, ""],
     classes: Int[Array, "K"] | None = None,
 ) -> Bool[Array, "K"]:
     """Which boxes the greedy algorithm keeps, in the order of the input.

@@ -38,7 +38,10 @@ def axis_weights(
     margin: samples up to so many cells outside the outermost lines count as on them; those
       farther out count as 0.
     """
-    bin_size = (extent / size)[:, None, None]
+    # The barrier keeps the compiler from multiplying with 1 / size: where a sample lies just on the
+    # margin, the last bit decides whether it counts.
+    bin_size = extent / jax.lax.optimization_barrier(jnp.full_like(extent, size))
+    bin_size = bin_size[:, None, None]
     if sampling_ratio > 0:
         num = jnp.full_like(bin_size, sampling_ratio)
         near = sampling_ratio
