@@ -41,8 +41,8 @@ def truncate(path, images):
 FAULTS = {
     "missing image": (lambda path, images: (images / "2.png").unlink(), "2.png"),
     "truncated picture": (truncate, "2.jpg"),
-    "two points": (set_annotation(segmentation=[[1, 1, 9, 9]]), "id 2"),
-    "no area": (set_annotation(bbox=[5, 5, 0, 10]), "id 2"),
+    "two points": (set_annotation(segmentation=[[1, 1, 9, 9]]), "annotation 2"),
+    "no area": (set_annotation(bbox=[5, 5, 0, 10]), "annotation 2"),
     "unknown image": (set_annotation(image_id=99), "99"),
     "unknown category": (set_annotation(category_id=99), "99"),
     "duplicate id": (set_annotation(id=1), "id 1"),
