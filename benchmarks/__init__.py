@@ -1,0 +1,1 @@
+"""Timings. None of them is a test."""
