@@ -13,7 +13,7 @@ def get_config():
     """Returns the config."""
     c = common.get_config()
     c.data.name = "shapes"
-    c.data.shapes_train = 2000
+    c.data.shapes_train = 1600
     c.data.shapes_val = 100
     c.data.short = (160,)
     c.data.long = 192
@@ -61,6 +61,6 @@ def get_config():
     c.train.batch_size = 8
     c.train.log_every = 20
     c.train.checkpoint_every = 115
-    c.eval.every = 230
+    c.eval.every = 150
     c.eval.batch_size = 16
     return c

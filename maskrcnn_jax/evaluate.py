@@ -15,6 +15,7 @@ from PIL import Image
 from maskrcnn_jax import checkpoint, postprocess, preprocess, results, runtime, visualize
 from maskrcnn_jax.data.coco import CocoData, instance_mask
 from maskrcnn_jax.datasets import check_classes, load_data
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, build, forward_predict
 from maskrcnn_jax.train_step import init_variables
@@ -39,6 +40,8 @@ class Evaluator:
     ):
         """config: the whole tree; its `data` (sizes) and `eval` groups are read."""
         self._data, self._eval, self._mesh, self._say = data, config.eval, mesh, say
+        self._skips = config.data.on_bad_image == "skip"
+        self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
         self._size = (config.data.short_test, config.data.long_test)
         canvases = config.data.canvases or preprocess.derive_canvases(*self._size)
         devices = jax.device_count()
@@ -77,17 +80,23 @@ class Evaluator:
                 waiting = [
                     pool.submit(self._finish, row, jax.tree.map(lambda x, i=i: x[i], host), folder)
                     for i, row in enumerate(rows)
-                    if row >= 0
+                    if row >= 0 and row not in self._unreadable
                 ]
             found += _collect(waiting)
-        parts = runtime.gather_bytes(json.dumps(found).encode())
-        everything = [entry for part in parts for entry in json.loads(part)]
+        bad = {str(self._data.image_ids[row]): why for row, why in self._unreadable.items()}
+        parts = [json.loads(x) for x in runtime.gather_bytes(json.dumps([found, bad]).encode())]
+        everything = [entry for entries, _ in parts for entry in entries]
+        left_out = {int(i): why for _, bad in parts for i, why in bad.items()}
+        if left_out:
+            why = next(iter(left_out.values()))
+            self._say(f"WARNING: {len(left_out)} pictures are not evaluated; the first: {why}")
+        ids = [int(i) for i in self._data.image_ids if int(i) not in left_out]
         everything.sort(key=lambda e: (e["image_id"], -e["score"]))
         metrics, per_class, reasons = results.evaluate_coco(
-            self._data.annotations, everything, image_ids=[int(i) for i in self._data.image_ids]
+            self._data.annotations, everything, image_ids=ids
         )
         if writes:
-            report = {**metrics, "reasons": reasons, "step": step, "images": len(self._data.sizes)}
+            report = {**metrics, "reasons": reasons, "step": step, "images": len(ids)}
             write_atomic(folder / "results.json", json.dumps(everything))
             write_atomic(folder / "metrics.json", json.dumps(report, indent=1))
         if dropped:
@@ -104,11 +113,18 @@ class Evaluator:
 
     def _load(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Batch, jax.Array, jax.Array]]:
         def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+            # One pixel, not none: an empty image would leave no valid anchor.
+            blank = np.zeros((*canvas, 3), np.uint8), np.ones(2, np.int32)
             if row < 0:
-                # One pixel, not none: an empty image would leave no valid anchor.
-                return np.zeros((*canvas, 3), np.uint8), np.ones(2, np.int32)
+                return blank
             size = tuple(int(x) for x in self._data.sizes[row])
-            image = preprocess.load_image(Path(self._data.file_paths[row]), hw=size)
+            try:
+                image = preprocess.load_image(Path(self._data.file_paths[row]), hw=size)
+            except UserError as error:
+                if not self._skips:
+                    raise
+                self._unreadable[row] = str(error)
+                return blank
             hw = preprocess.shortest_edge_size(size, *self._size)
             image = preprocess.pad_image(preprocess.resize_image(image, hw), canvas)
             return image, np.array(hw, np.int32)

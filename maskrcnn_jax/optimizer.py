@@ -28,11 +28,11 @@ def make_schedule(optim: Any, num_steps: int, batch_size: int) -> optax.Schedule
     else:
         body = optax.constant_schedule(peak)
 
-    def schedule(step: jax.Array) -> jax.Array:
-        done = jnp.minimum(step / max(optim.warmup_steps, 1), 1.0)
+    def schedule(step: Any) -> jax.Array:
+        done = jnp.minimum(step / optim.warmup_steps, 1.0)
         return body(step) * (optim.warmup_factor * (1.0 - done) + done)
 
-    return schedule
+    return schedule if optim.warmup_steps else body
 
 
 def parameter_path(path: tuple) -> str:

@@ -12,7 +12,6 @@ from maskrcnn_jax.data.coco import load_coco
 from maskrcnn_jax.data.pipeline import canvas_groups, make_batches
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.postprocess import paste_binary
-from maskrcnn_jax.preprocess import load_image, resize_image, shortest_edge_size
 
 
 @pytest.fixture(scope="module")
@@ -154,32 +153,6 @@ def test_crowds_are_left_out(tmp_path):
     (batch,) = _take(prepare(data, tmp_path / "cache", progress=False), _config(), 1, batch_size=2)
     assert (batch.gt_valid.sum(1) == 1).all() and (batch.gt_classes[:, 0] == 0).all()
     assert (batch.num_dropped == 0).all()
-
-
-def test_evaluation_shows_every_image_once(records):
-    c = _config()
-    batches = _take(records, c, None, train=False)
-    index = np.concatenate([b.index for b in batches])
-    np.testing.assert_array_equal(np.sort(index[index >= 0]), np.arange(len(records)))
-    for batch in batches:
-        for b, row in enumerate(batch.index):
-            if row < 0:
-                assert not batch.images[b].any() and not batch.gt_valid[b].any()
-                continue
-            original = load_image(records[row]["image"])
-            hw = shortest_edge_size(original.shape[:2], 96, 160)
-            np.testing.assert_array_equal(batch.image_hw[b], hw)
-            np.testing.assert_array_equal(
-                batch.images[b, : hw[0], : hw[1]], resize_image(original, hw)
-            )
-            n = records.num_instances[row]
-            scale = np.array([hw[1] / original.shape[1], hw[0] / original.shape[0]] * 2)
-            np.testing.assert_allclose(
-                batch.gt_boxes[b, :n], records[row]["boxes"] * scale, rtol=1e-5
-            )
-    parts = [_take(records, c, None, host=(i, 2), train=False) for i in range(2)]
-    joined = np.concatenate([b.index for pair in zip(*parts, strict=True) for b in pair])
-    np.testing.assert_array_equal(joined, index)
 
 
 def test_canvases(records):

@@ -21,14 +21,12 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.preprocess import (
     choose_canvas,
     derive_canvases,
-    load_image,
-    resize_image,
     shortest_edge_size,
 )
 from maskrcnn_jax.types import Batch
 
 Canvas = tuple[int, int]
-# step -> canvas, rows of the host (-1: padding), seeds of the host's examples [b, 2]
+# step -> canvas, rows of the host, seeds of the host's examples [b, 2]
 Plan = Callable[[int], tuple[Canvas, np.ndarray, np.ndarray]]
 
 _NO_END = int(np.iinfo(np.int64).max)
@@ -42,13 +40,11 @@ def make_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     host: tuple[int, int] = (0, 1),
-    train: bool = True,
 ) -> Iterator[Batch]:
-    """Returns the batches of steps start_step, start_step + 1, ... as NumPy arrays.
+    """Returns the training batches of steps start_step, start_step + 1, ... as NumPy arrays.
 
-    For training without end unless `num_steps` is given. For evaluation (train=False) every image
-    once, without augmentation, decoded and resized exactly as prediction does it; the last batch
-    of each canvas is filled with black images of index -1.
+    Without end unless `num_steps` is given. Evaluation does not pass here: it reads the pictures
+    themselves, as prediction does.
 
     Args:
       records: the prepared data set.
@@ -58,7 +54,6 @@ def make_batches(
       start_step: first step, for a run that resumes.
       num_steps: how many steps to make.
       host: index of this host and number of hosts.
-      train: whether to shuffle, augment, and apply `limit` and `filter_empty`.
 
     Raises:
       UserError: no image is left after filtering, none of the canvases holds an image, or the
@@ -66,36 +61,28 @@ def make_batches(
     """
     if batch_size % host[1]:
         raise UserError(
-            f"train.batch_size or eval.batch_size is {batch_size}, which cannot be divided among "
+            f"train.batch_size is {batch_size}, which cannot be divided among "
             f"{host[1]} hosts; use a multiple"
         )
     local = batch_size // host[1]
     mine = slice(host[0] * local, (host[0] + 1) * local)
-    if train:
-        plan, stop = _train_plan(records, data_config, batch_size, seed, mine), _NO_END
-    else:
-        plan, stop = _eval_plan(records, data_config, batch_size, mine)
-    if num_steps is not None:
-        stop = min(stop, start_step + num_steps)
-    dataset = _dataset(records, data_config, plan, (start_step, stop), local, train)
+    plan = _plan(records, data_config, batch_size, seed, mine)
+    stop = _NO_END if num_steps is None else start_step + num_steps
+    dataset = _dataset(records, data_config, plan, (start_step, stop), local)
     return _iterate(dataset)
 
 
 def canvas_groups(
-    sizes: Int[np.ndarray, "n 2"], data_config: ConfigDict, train: bool = True
+    sizes: Int[np.ndarray, "n 2"], data_config: ConfigDict
 ) -> tuple[Int[np.ndarray, " n"], tuple[Canvas, ...]]:
     """Returns for each image the index of its canvas, and the canvases (height, width).
 
     Each canvas is a compiled program of its own; an image has the same one at every scale.
     """
-    if train and data_config.lsj_scale:
+    if data_config.lsj_scale:
         side = -(-data_config.lsj_size // 32) * 32
         return np.zeros(len(sizes), np.int64), ((side, side),)
-    short, long = (
-        (max(data_config.short), data_config.long)
-        if train
-        else (data_config.short_test, data_config.long_test)
-    )
+    short, long = max(data_config.short), data_config.long
     canvases = tuple((int(h), int(w)) for h, w in data_config.canvases) or derive_canvases(
         short, long
     )
@@ -107,9 +94,7 @@ def canvas_groups(
     return np.array(groups, np.int64)[inverse.reshape(-1)], canvases
 
 
-def _train_plan(
-    records: Records, config: ConfigDict, batch_size: int, seed: int, mine: slice
-) -> Plan:
+def _plan(records: Records, config: ConfigDict, batch_size: int, seed: int, mine: slice) -> Plan:
     rows = np.arange(len(records))
     if config.limit:
         rows = rows[: config.limit]  # records are in the order of the image ids
@@ -132,32 +117,12 @@ def _train_plan(
     return plan
 
 
-def _eval_plan(
-    records: Records, config: ConfigDict, batch_size: int, mine: slice
-) -> tuple[Plan, int]:
-    groups, canvases = canvas_groups(records.sizes, config, train=False)
-    batches: list[tuple[Canvas, np.ndarray]] = []
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        padding = -len(members) % batch_size
-        padded = np.concatenate([members, np.full(padding, -1, members.dtype)])
-        batches += [(canvases[group], rows) for rows in padded.reshape(-1, batch_size)]
-    seeds = np.zeros((mine.stop - mine.start, 2), np.int32)
-
-    def plan(step: int) -> tuple[Canvas, np.ndarray, np.ndarray]:
-        canvas, rows = batches[step]
-        return canvas, rows[mine], seeds
-
-    return plan, len(batches)
-
-
 def _dataset(
     records: Records,
     config: ConfigDict,
     plan: Plan,
     steps: tuple[int, int],
     local: int,
-    train: bool,
 ) -> tf.data.Dataset:
     def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         canvas, rows, seeds = tf.numpy_function(
@@ -172,10 +137,7 @@ def _dataset(
         return tf.tile(canvas[None], [local, 1]), rows, seeds
 
     def finished(canvas: tf.Tensor, row: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        if train:
-            example = _augment(_read(records, config, row), config, seed)
-        else:
-            example = _read_for_evaluation(records, config, row, canvas)
+        example = _augment(_read(records, config, row), config, seed)
         return _pad(example, config, row, canvas, seed)
 
     workers = config.num_workers or tf.data.AUTOTUNE
@@ -215,31 +177,6 @@ def _read(records: Records, config: ConfigDict, row: tf.Tensor) -> augment.Examp
     content, *objects = tf.numpy_function(read, [row], [tf.string, *_OBJECTS.values()])
     image = tf.ensure_shape(decode_image(content), [None, None, 3])
     return {"image": image} | _with_shapes(objects, config.mask_side)
-
-
-def _read_for_evaluation(
-    records: Records, config: ConfigDict, row: tf.Tensor, canvas: tf.Tensor
-) -> augment.Example:
-    """Reads one record and resizes it as prediction does; row -1 gives a black canvas."""
-
-    def read(row: np.ndarray, canvas: np.ndarray) -> tuple:
-        if row < 0:
-            empty = {
-                k: np.asarray(v)[:0] for k, v in records[0].items() if k in (*_OBJECTS, "crowd")
-            }
-            return np.zeros((*canvas, 3), np.uint8), np.array(canvas, np.int32), *_objects_of(empty)
-        record = records[int(row)]
-        image = load_image(record["image"], name=f"image {record['image_id']}")
-        hw = shortest_edge_size(image.shape[:2], config.short_test, config.long_test)
-        return resize_image(image, hw), record["hw"], *_objects_of(record)
-
-    image, hw, *objects = tf.numpy_function(
-        read, [row, canvas], [np.uint8, np.int32, *_OBJECTS.values()]
-    )
-    image = tf.ensure_shape(image, [None, None, 3])
-    example = _with_shapes(objects, config.mask_side)
-    scaled = augment.scale_objects(example, tf.ensure_shape(hw, [2]), tf.shape(image)[:2])
-    return scaled | {"image": image}
 
 
 def _objects_of(record: dict[str, Any]) -> list[np.ndarray]:
