@@ -4,7 +4,6 @@ Pure functions on the arrays of ONE image; the caller maps them over the batch. 
 differentiated.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
@@ -30,8 +29,8 @@ def rpn_targets(
     background below the lower one; anchors on padding take no part.
     Source: arXiv 1506.01497 section 3.1.2; Detectron2 `RPN.label_and_sample_anchors`.
     """
-    # One array for both the best of a row and the comparison with it: two fusions may round apart.
-    iou = jax.lax.optimization_barrier(box_ops.pairwise_iou(gt_boxes, anchors))
+    # Below every overlap, so that no ground truth takes an anchor on padding for its best.
+    iou = jnp.where(anchor_valid, box_ops.pairwise_iou(gt_boxes, anchors), -1.0)
     matched, labels = matching.match(
         iou, gt_valid, iou_thresholds, (0, -1, 1), allow_low_quality=True
     )
