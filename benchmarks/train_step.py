@@ -48,6 +48,7 @@ def model_fields(args: argparse.Namespace) -> Fields:
         width_per_group=64,
         stride_in_1x1=True,
         norm="group",
+        freeze_at=0,
         head_norm="none",
         fpn_channels=small,
         channel_order="bgr",

@@ -116,7 +116,8 @@ def make_train_step(
             # The average follows fast at first: a decay of .999 would keep random weights for long.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             fresh = {"params": params, "batch_stats": stats}
-            ema = jax.tree.map(lambda a, x: decay * a + (1.0 - decay) * x, ema, fresh)
+            # Written as a difference, which leaves frozen values as they are to the last bit.
+            ema = jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), ema, fresh)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         good = finite & (state.bad_step < 0)
         new = TrainState(state.step + 1, state.bad_step, params, stats, ema, opt_state)

@@ -150,6 +150,7 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         width_per_group=config.width_per_group,
         stride_in_1x1=config.stride_in_1x1,
         norm=config.norm,
+        freeze_at=config.freeze_at,
         dtype=dtype,
         remat=config.remat,
     )

@@ -75,8 +75,10 @@ class ResNet(nn.Module):
     """The backbone. Parameter paths: stem, res2_block0/conv1, ... as in the papers.
 
     depth: a key of STAGES. width: channels of the stem; the stages scale with it. groups and
-    width_per_group: ResNeXt (32, 8). stride_in_1x1: where a stage strides. remat: recompute the
-    blocks in the backward pass.
+    width_per_group: ResNeXt (32, 8). stride_in_1x1: where a stage strides. freeze_at: in training,
+    too, BatchNorm uses its running statistics in the stem (from 1 on), res2 (from 2 on), ..., as in
+    Detectron2; the parameters are frozen by the optimizer. remat: recompute the blocks in the
+    backward pass.
     """
 
     depth: int = 50
@@ -85,20 +87,23 @@ class ResNet(nn.Module):
     width_per_group: int = 64
     stride_in_1x1: bool = True
     norm: str = "frozen"
+    freeze_at: int = 0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> dict[str, Array]:
         """images: normalised, [B, H, W, 3]. Returns {"c2": [B, H/4, W/4, F], ... "c5"}."""
-        x = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="stem")(images, train)
+        stem = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="stem")
+        x = stem(images, train and self.freeze_at < 1)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         out = {}
         for stage, num_blocks in enumerate(STAGES[self.depth]):
             level = f"res{stage + 2}"
+            trains = train and self.freeze_at < stage + 2
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                x = self._block(stage, stride, f"{level}_block{index}")(x, train)
+                x = self._block(stage, stride, f"{level}_block{index}")(x, trains)
             out[f"c{stage + 2}"] = x
         return out
 
