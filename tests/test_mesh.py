@@ -1,22 +1,27 @@
 """The same step on one device and on many, and what the devices say to each other in it."""
 
+import os
 import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+import one_step
 import tiny_model
 from jax.sharding import AxisType, Mesh
 
 from maskrcnn_jax import runtime
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.models.mask_rcnn import forward_predict, forward_train
-from maskrcnn_jax.optimizer import make_optimizer
-from maskrcnn_jax.train_step import init_state, init_variables, make_train_step
+from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.types import Proposals
 
-BATCH = 8
+BATCH = one_step.BATCH
+ROOT = Path(__file__).parents[1]
 COLLECTIVE = r"= \S.* (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)[\w-]*\("
 
 
@@ -25,22 +30,10 @@ def mesh_of(count: int) -> Mesh:
     return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
 
-def step_on(count: int, norm: str):
-    """The compiled training step, its state and its batch on so many devices."""
-    model = tiny_model.model(norm=norm, head_norm="none")
-    config = tiny_model.config()
-    mesh = mesh_of(count)
-    variables = jax.tree.map(np.asarray, init_variables(model, 0))
-    tx, schedule, trained = make_optimizer(variables["params"], config.optim, 0, 10, BATCH)
-    step = make_train_step(model, tx, schedule, trained, mesh)
-    state = runtime.replicate(init_state(variables, tx, 0.0), mesh)
-    batch = runtime.shard_batch(tiny_model.batch(BATCH), mesh)
-    return step.lower(state, batch).compile(), state, batch
-
-
-@pytest.fixture(scope="module")
-def eight():
-    return step_on(8, "frozen")
+def compiled_step(norm: str) -> str:
+    """The compiled training step on eight devices, as HLO text."""
+    step, state, batch = one_step.prepare(mesh_of(8), norm)
+    return step.lower(state, batch).compile().as_text()
 
 
 def gradients(count: int):
@@ -100,15 +93,25 @@ def collectives(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def test_devices_only_add_up(eight):
-    """All-reduces of gradients, loss normalisers and metrics; nothing else, and none in a loop."""
-    text = eight[0].as_text()
-    found = collectives(text)
-    assert found and {kind for _, kind in found} == {"all-reduce"}
+def test_devices_only_add_up():
+    """Two all-reduces with frozen norms, none in a loop: XLA joins the loss normalisers and counts
+    in one, and the gradients of all tensors with the loss terms in the other."""
+    text = compiled_step("frozen")
     entry = re.search(r"^ENTRY (\S+)", text, re.MULTILINE)[1]
-    assert {computation for computation, _ in found} == {entry}
-    # XLA joins the gradients of all tensors in a few; the losses wait for their normalisers.
-    assert len(found) <= 12, len(found)
+    assert collectives(text) == [(entry, "all-reduce")] * 2
+
+
+def test_global_batch_norm_adds_up_its_moments():
+    """36 all-reduces: the two above, and for each of the 20 norms one forward and one backward;
+    three shortcuts share theirs with the layer beside them, either way."""
+    text = compiled_step("batch")
+    entry = re.search(r"^ENTRY (\S+)", text, re.MULTILINE)[1]
+    found = collectives(text)
+    assert set(found) == {(entry, "all-reduce")}
+    assert len(found) <= 2 + 2 * 20
+    lines = [line for line in text.splitlines() if re.search(COLLECTIVE, line)]
+    others = [line for line in lines if "/norm/reduce_sum" not in line]
+    assert len(others) <= 2, others
 
 
 def test_prediction_needs_no_collective():
@@ -119,3 +122,40 @@ def test_prediction_needs_no_collective():
     images, hw = runtime.shard_batch((batch.images, batch.image_hw), mesh)
     run = jax.jit(lambda v, i, h: forward_predict(model, v, i, h, mesh))
     assert collectives(run.lower(variables, images, hw).compile().as_text()) == []
+
+
+def test_two_hosts_take_the_same_step_as_one_device(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        # One device a host; for one step the compiler's optimisations cost more than they save.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "one_step.py"), str(tmp_path / "found.npz")],
+            env=environment | {"JAX_PROCESS_ID": str(i)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]
+    one = one_step.result(mesh_of(1))
+    output = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(output)
+    with np.load(tmp_path / "found.npz") as file:
+        two = dict(file)
+    assert one.keys() == two.keys() and len(one) > 60
+    for name in one:
+        if name.startswith("metrics/"):
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)
+    names = [name for name in one if name.startswith("gradient/")]
+    worst = differences({n: one[n] for n in names}, {n: two[n] for n in names})
+    assert max(worst.values()) <= 1e-4, sorted(worst.items(), key=lambda x: -x[1])[:5]
