@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from maskrcnn_jax.data import shapes
+from maskrcnn_jax.data import scenes, shapes
 from maskrcnn_jax.errors import UserError
 
 NUM_TRAIN, NUM_VAL = 96, 32
@@ -21,7 +21,7 @@ def written(tmp_path_factory):
     return shapes.generate(tmp_path_factory.mktemp("shapes"), NUM_TRAIN, NUM_VAL, seed=5)
 
 
-@pytest.fixture(scope="module", params=shapes.SPLITS)
+@pytest.fixture(scope="module", params=scenes.SPLITS)
 def split(request, written):
     annotations, images = written[request.param]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -82,7 +82,7 @@ def test_a_third_is_hidden_in_part(split):
     name, _, _ = split
     hidden = []
     for index in range(NUM_VAL):
-        scene = shapes.draw_scene(5, name, index)
+        scene = scenes.draw_scene(5, name, index)
         for i in range(len(scene.full)):
             front = scene.full[i + 1 :].any(0)
             np.testing.assert_array_equal(scene.visible[i], scene.full[i] & ~front)
@@ -94,7 +94,7 @@ def test_a_third_is_hidden_in_part(split):
 def test_files_are_the_scenes(split):
     name, coco, folder = split
     for image_id in (1, 7):
-        scene = shapes.draw_scene(5, name, image_id - 1)
+        scene = scenes.draw_scene(5, name, image_id - 1)
         with Image.open(folder / coco.imgs[image_id]["file_name"]) as image:
             np.testing.assert_array_equal(np.array(image), scene.image)
         rows = coco.imgToAnns[image_id]
@@ -111,8 +111,8 @@ def test_most_objects_are_of_middle_size(written):
 
 
 def test_rings_have_holes():
-    scenes = (shapes.draw_scene(0, "train", i) for i in range(50))
-    scene = next(s for s in scenes if 12 in s.categories)
+    drawn = (scenes.draw_scene(0, "train", i) for i in range(50))
+    scene = next(s for s in drawn if 12 in s.categories)
     ring = scene.full[scene.categories.index(12)]
     y, x = np.nonzero(ring)
     assert not ring[int(y.mean()), int(x.mean())]
@@ -145,7 +145,7 @@ def test_splits_share_no_picture_or_seed(written):
         {path.read_bytes() for path in Path(images).iterdir()} for _, images in written.values()
     ]
     assert not seen[0] & seen[1]
-    one, other = shapes.draw_scene(0, "train", 3), shapes.draw_scene(0, "val", 3)
+    one, other = scenes.draw_scene(0, "train", 3), shapes.draw_scene(0, "val", 3)
     assert one.image.shape != other.image.shape or (one.image != other.image).any()
 
 
