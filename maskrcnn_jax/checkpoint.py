@@ -7,6 +7,7 @@ when it is complete; a half-written one is never read.
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
         )
+        sys.unraisablehook = _without_echoes(sys.unraisablehook)
 
     @property
     def latest_step(self) -> int | None:
@@ -84,6 +86,20 @@ class Checkpoints:
         """Waits and lets go of the background threads."""
         self.wait()
         self._manager.close()
+
+
+def _without_echoes(hook: Any) -> Any:
+    """A sys.unraisablehook that leaves out the echoes of a failed write.
+
+    After it, each array still on its way reports to an event loop that orbax has closed, in a
+    trace of its own; the failure itself is raised by save or wait.
+    """
+
+    def quiet(event: Any) -> None:
+        if not (event.exc_type is RuntimeError and str(event.exc_value) == "Event loop is closed"):
+            hook(event)
+
+    return quiet
 
 
 class _WriteErrors:

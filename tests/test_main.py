@@ -137,7 +137,7 @@ def test_sigterm_saves_and_leaves_and_changes_are_listed(cache, tmp_path):
     assert "resuming at step 3 of 12" in failed.stdout
     assert "config.optim.weight_decay: 0.01 -> 0.5" in failed.stdout
     assert failed.returncode == 2, failed.stderr
-    assert "Traceback" not in failed.stderr.split("error:")[-1]
+    assert "Traceback" not in failed.stderr
     assert re.search(r"could not be written .* the last good one is step 4", failed.stderr)
     assert checkpoint.complete_steps(tmp_path / "checkpoints")[-1] == 4
 
