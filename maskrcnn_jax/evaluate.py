@@ -12,7 +12,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from maskrcnn_jax import checkpoint, postprocess, preprocess, results, runtime, visualize
+from maskrcnn_jax import (
+    checkpoint,
+    conventions,
+    postprocess,
+    preprocess,
+    results,
+    runtime,
+    visualize,
+)
 from maskrcnn_jax.data.coco import CocoData, instance_mask
 from maskrcnn_jax.datasets import check_classes, load_data
 from maskrcnn_jax.errors import UserError
@@ -23,6 +31,8 @@ from maskrcnn_jax.types import Detections
 
 # Smaller pictures are enlarged, so that the labels leave something to see.
 _PICTURE_SIDE = 512
+
+RESIZE_RULE, PASTE_RULE = "pillow", "detectron2"
 
 
 class _Batch(NamedTuple):
@@ -42,11 +52,12 @@ class Evaluator:
         self._data, self._eval, self._mesh, self._say = data, config.eval, mesh, say
         self._skips = config.data.on_bad_image == "skip"
         self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
-        self._size = (config.data.short_test, config.data.long_test)
-        canvases = config.data.canvases or preprocess.derive_canvases(*self._size)
+        size = (config.data.short_test, config.data.long_test)
+        self._resize = (RESIZE_RULE, *size)
+        canvases = config.data.canvases or preprocess.derive_canvases(*size)
         devices = jax.device_count()
         batch_size = -(-config.eval.batch_size // devices) * devices
-        self._batches = _plan(data.sizes, self._size, canvases, batch_size)
+        self._batches = _plan(data.sizes, self._resize, canvases, batch_size)
         sharded = NamedSharding(mesh, P("data"))
         step = jax.jit(
             lambda variables, images, hw: forward_predict(model, variables, images, hw, mesh),
@@ -112,9 +123,11 @@ class Evaluator:
         return np.split(rows, jax.process_count())[jax.process_index()]
 
     def _load(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Batch, jax.Array, jax.Array]]:
+        dtype = conventions.RESIZE_RULES[RESIZE_RULE].dtype
+
         def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
             # One pixel, not none: an empty image would leave no valid anchor.
-            blank = np.zeros((*canvas, 3), np.uint8), np.ones(2, np.int32)
+            blank = np.zeros((*canvas, 3), dtype), np.ones(2, np.int32)
             if row < 0:
                 return blank
             size = tuple(int(x) for x in self._data.sizes[row])
@@ -125,9 +138,8 @@ class Evaluator:
                     raise
                 self._unreadable[row] = str(error)
                 return blank
-            hw = preprocess.shortest_edge_size(size, *self._size)
-            image = preprocess.pad_image(preprocess.resize_image(image, hw), canvas)
-            return image, np.array(hw, np.int32)
+            pixels, placement = conventions.prepare_input(image, *self._resize, canvas)
+            return pixels, np.array(placement.image_hw, np.int32)
 
         def begin(batch: _Batch) -> list:
             return [pool.submit(read, int(row), batch.canvas) for row in self._own(batch.rows)]
@@ -144,13 +156,13 @@ class Evaluator:
         """COCO results of one image; draws it when it is among the first."""
         data = self._data
         hw = tuple(int(x) for x in data.sizes[row])
-        keep = np.asarray(found.valid)
-        resized = preprocess.shortest_edge_size(hw, *self._size)
-        boxes = postprocess.rescale_boxes(found.boxes[keep], resized, hw)
-        scores, classes, masks = found.scores[keep], found.classes[keep], found.masks[keep]
+        window = conventions.place(hw, *self._resize).window
+        boxes, has_area = conventions.boxes_to_image(found.boxes, window, hw, PASTE_RULE)
+        keep = has_area & found.valid
+        boxes, scores, classes = boxes[keep], found.scores[keep], found.classes[keep]
         rles = [
-            postprocess.mask_to_rle(mask, box, hw, self._eval.mask_thresh)
-            for mask, box in zip(masks, boxes, strict=True)
+            conventions.mask_to_rle(mask, box, hw, PASTE_RULE, self._eval.mask_thresh)
+            for mask, box in zip(found.masks[keep], boxes, strict=True)
         ]
         if row < self._eval.num_pictures:
             self._draw(row, boxes, scores, classes, rles, folder)
@@ -224,10 +236,12 @@ def _collect(futures: list) -> list[dict]:
     return [entry for future in futures for entry in future.result()]
 
 
-def _plan(sizes: np.ndarray, size: tuple[int, int], canvases: Any, batch_size: int) -> list[_Batch]:
+def _plan(
+    sizes: np.ndarray, resize: tuple[str, int, int], canvases: Any, batch_size: int
+) -> list[_Batch]:
     groups: dict[tuple[int, int], list[int]] = {}
     for row, hw in enumerate(sizes):
-        resized = preprocess.shortest_edge_size((int(hw[0]), int(hw[1])), *size)
+        resized = conventions.place((int(hw[0]), int(hw[1])), *resize).image_hw
         groups.setdefault(preprocess.choose_canvas(resized, canvases), []).append(row)
     batches = []
     for canvas, rows in groups.items():

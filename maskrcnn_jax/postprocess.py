@@ -1,6 +1,7 @@
 """The way back: from box-frame masks and canvas boxes to the pixels of the user's image.
 
-Host side, NumPy. Equals Detectron2's `paste_masks_in_image` and `detector_postprocess`.
+Host side, NumPy. `paste_mask` equals Detectron2's `paste_masks_in_image`, `paste_mask_torchvision`
+torchvision's function of the same name; `rescale_boxes` is Detectron2's `detector_postprocess`.
 """
 
 import math
@@ -13,7 +14,7 @@ HW = tuple[int, int]
 
 
 def rescale_boxes(
-    boxes: Float[np.ndarray, "n 4"], from_hw: HW, to_hw: HW
+    boxes: Float[np.ndarray, "n 4"], from_hw: tuple[int | float, int | float], to_hw: HW
 ) -> Float[np.ndarray, "n 4"]:
     """Carries boxes from an image of size `from_hw` to one of `to_hw`, and clips them to it."""
     (from_h, from_w), (to_h, to_w) = from_hw, to_hw
@@ -63,8 +64,37 @@ def mask_to_rle(
     The same as encoding `paste_binary`, but only the window of the box is ever touched.
     """
     crop, top, left = paste_mask(mask, box, hw)
+    return crop_to_rle(crop >= thresh, top, left, hw)
+
+
+def paste_mask_torchvision(
+    mask: Float[np.ndarray, "S S"], box: Float[np.ndarray, "4"], hw: HW
+) -> tuple[Float[np.ndarray, "h w"], int, int]:
+    """`paste_mask` by torchvision's rule, whose masks are True where the value exceeds 0.5.
+
+    The mask gets a border of one cell of zeros and the box grows with it, is cut to whole pixels
+    (towards zero) and ends one pixel later; the mask is resized to it, bilinear.
+    """
+    if not np.isfinite(box).all():
+        return np.zeros((0, 0), np.float32), 0, 0
+    cells = mask.shape[0]
+    center, half = (box[2:] + box[:2]) * np.float32(0.5), (box[2:] - box[:2]) * np.float32(0.5)
+    half = half * np.float32((cells + 2) / cells)
+    x0, y0 = (int(v) for v in center - half)
+    x1, y1 = (int(v) + 1 for v in center + half)
+    top, rows = _resize_weights(y0, y1, hw[0], cells + 2)
+    left, columns = _resize_weights(x0, x1, hw[1], cells + 2)
+    return rows @ np.pad(mask.astype(np.float32), 1) @ columns.T, top, left
+
+
+def crop_to_rle(crop: Bool[np.ndarray, "h w"], top: int, left: int, hw: HW) -> dict:
+    """COCO's compressed RLE of an image of size `hw` that is True only inside a window.
+
+    crop: the window's pixels; top, left: its corner. It lies inside the image; no pixels at all is
+    an empty mask.
+    """
     height, width = hw
-    starts, ends = _column_runs(crop >= thresh)
+    starts, ends = _column_runs(crop)
     columns, rows = np.divmod(np.stack([starts, ends]), crop.shape[0] + 1)
     starts, ends = (columns + left) * height + rows + top
     # A run down to the last row goes on at the top of the next column.
@@ -97,6 +127,20 @@ def _axis_weights(
     last = min(max(math.ceil(end + margin), first), length)
     position = (np.arange(first, last) + 0.5 - start) / extent * cells - 0.5
     distance = np.abs(position[:, None] - np.arange(cells))
+    return first, np.maximum(1 - distance, 0).astype(np.float32)
+
+
+def _resize_weights(
+    start: int, end: int, length: int, cells: int
+) -> tuple[int, Float[np.ndarray, "n S"]]:
+    """Like `_axis_weights` for cells that are stretched over the pixels start .. end - 1.
+
+    Pixels beyond the centres of the outer cells repeat these.
+    """
+    first, last = min(max(start, 0), length), min(end, length)
+    inside = np.arange(first, max(last, first))
+    position = (inside + 0.5 - start) * (cells / max(end - start, 1)) - 0.5
+    distance = np.abs(position.clip(0, cells - 1)[:, None] - np.arange(cells))
     return first, np.maximum(1 - distance, 0).astype(np.float32)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from PIL import Image, ImageOps
 
 from maskrcnn_jax.errors import UserError
@@ -53,9 +53,7 @@ def load_image(
         source = _read(Path(source), name)
     try:
         with Image.open(io.BytesIO(source)) as image:
-            image.load()
-            image = _orient(image, hw)
-            pixels = _to_rgb(image)
+            pixels = to_rgb(image, hw)
     except Image.UnidentifiedImageError as error:
         raise UserError(
             f"{name}: not an image of a known format ({_describe(source)}); "
@@ -73,6 +71,15 @@ def load_image(
             "image in the annotations, or use the picture that was annotated"
         )
     return pixels
+
+
+def to_rgb(image: Image.Image, hw: HW | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an opened picture, oriented and converted as `load_image` tells.
+
+    Raises what Pillow raises on damaged files, and ValueError for pictures of floats.
+    """
+    image.load()
+    return _to_rgb(_orient(image, hw))
 
 
 def shortest_edge_size(hw: HW, short: int, long: int) -> HW:
@@ -124,9 +131,9 @@ def choose_canvas(hw: HW, canvases: Sequence[HW]) -> HW:
     return height, width
 
 
-def pad_image(image: UInt8[np.ndarray, "h w 3"], canvas: HW) -> UInt8[np.ndarray, "H W 3"]:
+def pad_image(image: Num[np.ndarray, "h w 3"], canvas: HW) -> Num[np.ndarray, "H W 3"]:
     """Puts the image into the upper left corner of a black canvas at least as large."""
-    padded = np.zeros((*canvas, 3), np.uint8)
+    padded = np.zeros((*canvas, 3), image.dtype)
     padded[: image.shape[0], : image.shape[1]] = image
     return padded
 

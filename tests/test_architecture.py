@@ -35,6 +35,7 @@ FLOORS = {
     "data": 1,
     "preprocess": 1,
     "postprocess": 1,
+    "conventions": 1,
     "ops": 0,
     "types": 0,
     "errors": 0,

@@ -1,0 +1,87 @@
+"""The peers' ways to the canvas and back, against their numbers and a whole-image restatement."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from maskrcnn_jax import conventions, postprocess
+
+FOLDER = Path(os.environ.get("MASKRCNN_GOLDEN") or Path(__file__).parent / "golden")
+GOLDEN = np.load(next(FOLDER.rglob("mask_paste.npz")))
+HW = tuple(int(v) for v in GOLDEN["image_size"])
+# The file holds the boxes scaled to the size of post/; the pasted masks were made before, and a
+# rule that cuts to whole pixels wants them without the rounding of the way back.
+SCALE = np.array([GOLDEN["post/output_size"][i] / HW[i] for i in (1, 0)] * 2)
+BOXES = np.round(GOLDEN["boxes"] / SCALE, 4).astype(np.float32)
+
+
+def test_torchvision_paste_equals_torchvision():
+    if "torchvision_soft" not in GOLDEN:
+        pytest.skip(f"{FOLDER}: mask_paste.npz has no torchvision_soft")
+    for mask, box, soft in zip(GOLDEN["masks"], BOXES, GOLDEN["torchvision_soft"], strict=True):
+        crop, top, left = postprocess.paste_mask_torchvision(mask, box, HW)
+        pasted = np.zeros(HW, np.float32)
+        pasted[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        np.testing.assert_allclose(pasted, soft.reshape(HW), atol=1e-4)
+        rle = conventions.mask_to_rle(mask, box, HW, "torchvision", 0.5)
+        decoded = postprocess.rle_to_mask(rle)
+        assert (decoded == (soft.reshape(HW) > 0.5)).mean() >= 0.999
+
+
+@given(
+    hnp.arrays(np.float32, (28, 28), elements=st.floats(0, 1, width=32)),
+    st.tuples(*[st.floats(-20, 130, width=32)] * 4),
+    st.sampled_from(sorted(conventions.PASTE_RULES)),
+)
+def test_a_pasted_mask_lies_in_the_image_near_its_box(mask, corners, rule):
+    (x0, x1), (y0, y1) = sorted(corners[:2]), sorted(corners[2:])
+    box = np.array([x0, y0, x1, y1], np.float32)
+    pasted = postprocess.rle_to_mask(conventions.mask_to_rle(mask, box, (37, 90), rule, 0.5))
+    assert pasted.shape == (37, 90)
+    ys, xs = np.nonzero(pasted)
+    reach = 3  # pixels that a rule may round by, and half a cell of at most 150 / 28 pixels
+    assert (ys >= y0 - reach).all() and (ys <= y1 + reach).all()
+    assert (xs >= x0 - reach).all() and (xs <= x1 + reach).all()
+
+
+@pytest.mark.parametrize("rule", sorted(conventions.PASTE_RULES))
+def test_boxes_without_a_pixel_paste_nothing(rule):
+    ones = np.ones((28, 28), np.float32)
+    for box in ([200, 200, 220, 220], [-30, -30, -20, -20], [np.nan] * 4):
+        rle = conventions.mask_to_rle(ones, np.array(box, np.float32), (20, 30), rule, 0.5)
+        assert not postprocess.rle_to_mask(rle).any()
+
+
+@pytest.mark.parametrize("rule", ["pillow"])
+def test_the_picture_fills_its_window_of_any_canvas(rule):
+    image = np.full((30, 50, 3), 200, np.uint8)
+    for canvas in (None, (96, 128)):
+        pixels, placement = conventions.prepare_input(image, rule, 60, 120, canvas)
+        assert pixels.shape[:2] == (canvas or placement.canvas) and placement.canvas == (64, 128)
+        assert pixels.dtype == conventions.RESIZE_RULES[rule].dtype
+        x0, y0, x1, y1 = (round(v) for v in placement.window)
+        assert (pixels[y0:y1, x0:x1] == 200).all()
+        assert pixels.sum() == 200 * 3 * (y1 - y0) * (x1 - x0)
+        assert placement == conventions.place((30, 50), rule, 60, 120)
+
+
+def test_the_pillow_rule_is_pillow():
+    image = np.random.default_rng(0).integers(0, 256, (40, 61, 3)).astype(np.uint8)
+    pixels, placement = conventions.prepare_input(image, "pillow", 20, 100)
+    resized = Image.fromarray(image).resize((31, 20), Image.Resampling.BILINEAR)
+    assert placement.image_hw == (20, 31)  # 30.5 is rounded up
+    np.testing.assert_array_equal(pixels[:20, :31], np.asarray(resized))
+
+
+@pytest.mark.parametrize("rule", ["detectron2", "torchvision"])
+def test_boxes_return_through_the_window(rule):
+    boxes = np.array([[10, 20, 40, 60], [5, 5, 9, 19], [0, 0, 80, 90]], np.float32)
+    back, has_area = conventions.boxes_to_image(boxes, (10.0, 20.0, 50.0, 60.0), (80, 120), rule)
+    np.testing.assert_allclose(back, [[0, 0, 90, 80], [0, 0, 0, 0], [0, 0, 120, 80]], atol=1e-5)
+    assert has_area.tolist() == [True, False, True]
