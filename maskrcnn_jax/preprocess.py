@@ -8,6 +8,7 @@ import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num, UInt8
@@ -53,7 +54,9 @@ def load_image(
         source = _read(Path(source), name)
     try:
         with Image.open(io.BytesIO(source)) as image:
-            pixels = to_rgb(image, hw)
+            image.load()
+            image = _orient(image, hw)
+            pixels = _to_rgb(image)
     except Image.UnidentifiedImageError as error:
         raise UserError(
             f"{name}: not an image of a known format ({_describe(source)}); "
@@ -73,13 +76,26 @@ def load_image(
     return pixels
 
 
-def to_rgb(image: Image.Image, hw: HW | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of an opened picture, oriented and converted as `load_image` tells.
+def read_image(source: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of a path, bytes, Pillow image or uint8 RGB array [H, W, 3], in RGB and upright.
 
-    Raises what Pillow raises on damaged files, and ValueError for pictures of floats.
+    Raises:
+      UserError: it is none of these, or cannot be read.
     """
-    image.load()
-    return _to_rgb(_orient(image, hw))
+    if isinstance(source, str | Path | bytes):
+        return load_image(source)
+    if isinstance(source, Image.Image):
+        try:
+            return _to_rgb(_orient(source, None))
+        except _DECODE_ERRORS as error:
+            raise UserError(f"the picture: the image is damaged or truncated ({error})") from error
+    pixels = np.asarray(source)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise UserError(
+            f"a picture of type {type(source).__name__}, {pixels.dtype} {list(pixels.shape)}: "
+            "give a path, bytes, a Pillow image, or a uint8 array [height, width, 3] in RGB"
+        )
+    return pixels
 
 
 def shortest_edge_size(hw: HW, short: int, long: int) -> HW:

@@ -34,10 +34,18 @@ def start(compile_cache: str, deterministic: bool) -> None:
         )
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "TPU_WORKER_HOSTNAMES" in os.environ:
         jax.distributed.initialize()
-    if compile_cache != "none" and jax.config.jax_compilation_cache_dir is None:
-        folder = Path(compile_cache or cache_home() / "jax").expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    use_compile_cache(compile_cache)
+
+
+def use_compile_cache(folder: str) -> None:
+    """Switches JAX's compilation cache on, unless the user chose one already.
+
+    folder: "" for the user's cache, "none" for no cache.
+    """
+    if folder != "none" and jax.config.jax_compilation_cache_dir is None:
+        path = Path(folder or cache_home() / "jax").expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 def cache_home() -> Path:

@@ -18,6 +18,8 @@ FLOORS = {
     "train_step": 3,
     "evaluate": 3,
     "predict": 3,
+    "prediction": 3,
+    "canvases": 3,
     "checkpoint": 3,
     "optimizer": 3,
     "visualize": 3,
