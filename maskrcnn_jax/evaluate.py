@@ -89,7 +89,9 @@ class Evaluator:
                 rows = self._own(batch.rows)
                 dropped += int(host.num_dropped[rows >= 0].sum())
                 waiting = [
-                    pool.submit(self._finish, row, jax.tree.map(lambda x, i=i: x[i], host), folder)
+                    pool.submit(
+                        self._finish, int(row), jax.tree.map(lambda x, i=i: x[i], host), folder
+                    )
                     for i, row in enumerate(rows)
                     if row >= 0 and row not in self._unreadable
                 ]

@@ -114,6 +114,48 @@ class RunLog:
                 self._board.close()
 
 
+class ProgressBar:
+    """A bar with the time left; where the output is no terminal, a line now and then instead."""
+
+    def __init__(self, unit: str):
+        """unit: of what is counted, in the plural."""
+        self._console = Console(soft_wrap=True)
+        self._unit, self._done, self._total = unit, 0, 0
+        self._started = self._spoken = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def begin(self, total: int) -> None:
+        """Starts to count to `total`."""
+        self._total, self._started = total, time.monotonic()
+        if self._console.is_terminal:
+            columns = BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, TextColumn(self._unit), console=self._console)
+            self._bar.add_task("", total=total)
+            self._bar.start()
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._done += 1
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+        elif now - self._spoken > 10:
+            self._spoken = now
+            left = (now - self._started) / self._done * (self._total - self._done)
+            self.say(f"{self._done}/{self._total} {self._unit}, {_clock(left)} left")
+
+
 def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
     """The complete lines of a metrics.jsonl up to a step."""
     if not path.exists():

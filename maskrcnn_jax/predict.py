@@ -39,6 +39,7 @@ class Weights(NamedTuple):
     config: ConfigDict  # the groups model, data and eval
     names: tuple[str, ...]  # of the classes
     category_ids: tuple[int, ...]  # of the classes in the data set
+    origin: str  # the file or folder that holds them
 
 
 class Item(NamedTuple):
@@ -112,7 +113,7 @@ class Predictor:
         say: Say,
     ):
         """Arguments as of `load`."""
-        self.config, self.names, self.category_ids = weights[1:]
+        self.config, self.names, self.category_ids, self.origin = weights[1:]
         own_thresh = self.config.model.score_thresh
         self.score_thresh = own_thresh if score_thresh is None else float(score_thresh)
         if not 0 <= self.score_thresh <= 1:
@@ -252,13 +253,18 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, depth:
 
 
 def _read_weights(path: Path) -> Weights:
-    variables, meta = checkpoint.load_variables(path)
+    folder = checkpoint.find(path)
+    variables, meta = checkpoint.load_variables(folder)
     config = _tuples(meta["config"])
     config["data"].setdefault("resize_rule", "pillow")
     config["eval"].setdefault("paste_rule", "detectron2")
     classes = meta["classes"]
     return Weights(
-        variables, ConfigDict(config), tuple(classes["names"]), tuple(classes["category_ids"])
+        variables,
+        ConfigDict(config),
+        tuple(classes["names"]),
+        tuple(classes["category_ids"]),
+        str(folder),
     )
 
 
