@@ -38,19 +38,20 @@ def axis_weights(
     margin: samples up to so many cells outside the outermost lines count as on them; those
       farther out count as 0.
     """
-    # The barrier keeps the compiler from multiplying with 1 / size: where a sample lies just on the
-    # margin, the last bit decides whether it counts.
-    bin_size = extent / jax.lax.optimization_barrier(jnp.full_like(extent, size))
-    bin_size = bin_size[:, None, None]
+    # Positions are rounded step by step as the peers round them: beyond 64 cells one bit is 8e-6 of
+    # a cell, and on the margin it decides whether a sample counts. So the compiler must not
+    # multiply with 1 / size (the barrier), nor fuse a product into a sum (the minimum).
+    bin_size = (extent / jax.lax.optimization_barrier(jnp.full_like(extent, size)))[:, None, None]
     if sampling_ratio > 0:
-        num = jnp.full_like(bin_size, sampling_ratio)
+        num = jax.lax.optimization_barrier(jnp.full_like(bin_size, sampling_ratio))
         near = sampling_ratio
     else:
         num = _adaptive_samples(extent, size)[:, None, None]
         near = _NEAR_SAMPLES
     spacing = bin_size / jnp.maximum(num, 1.0)
     line = jnp.arange(length, dtype=jnp.float32)
-    bin_start = start[:, None, None] + jnp.arange(size, dtype=jnp.float32)[:, None] * bin_size
+    bin_shift = jnp.arange(size, dtype=jnp.float32)[:, None] * bin_size
+    bin_start = start[:, None, None] + jnp.minimum(bin_shift, jnp.finfo(jnp.float32).max)
     # Only samples within a cell of a line give it weight: `near` of them from `first` on. Where a
     # bin has no more than that, all are looked at, whatever the spacing (0 for an empty roi).
     reach = (line - 1.0 - bin_start) / jnp.maximum(spacing, 0.5) - 0.5
@@ -59,7 +60,7 @@ def axis_weights(
     total = jnp.zeros(bin_start.shape[:2] + (length,), jnp.float32)
     for i in range(near):
         index = first + i
-        position = bin_start + (index + 0.5) * spacing
+        position = bin_start + (index + 0.5) * bin_size / jnp.maximum(num, 1.0)
         counts = (index < num) & (position >= -margin) & (position <= length - 1 + margin)
         distance = jnp.abs(jnp.clip(position, 0.0, length - 1.0) - line)
         total += jnp.where(counts, jnp.maximum(1.0 - distance, 0.0), 0.0)
