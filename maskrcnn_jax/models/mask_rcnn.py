@@ -44,8 +44,8 @@ class Settings:
     channel_order: str
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
-    anchor_sizes: tuple[float, ...]
-    anchor_ratios: tuple[float, ...]
+    anchor_sizes: tuple[float | int, ...]
+    anchor_ratios: tuple[float | int, ...]
     anchor_offset: float
     rpn_iou_thresholds: tuple[float, float]
     rpn_batch_per_image: int

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
-def cell_anchors(size: float, ratios: Sequence[float]) -> Float[np.ndarray, "A 4"]:
+def cell_anchors(size: float | int, ratios: Sequence[float | int]) -> Float[np.ndarray, "A 4"]:
     """Anchors of area `size`² px around the origin, one per ratio = height / width."""
     ratios = np.asarray(ratios, np.float64)
     width = np.sqrt(size**2 / ratios)
@@ -23,8 +23,8 @@ def cell_anchors(size: float, ratios: Sequence[float]) -> Float[np.ndarray, "A 4
 def grid_anchors(
     canvas_hw: tuple[int, int],
     strides: Sequence[int],
-    sizes: Sequence[float],
-    ratios: Sequence[float],
+    sizes: Sequence[float | int],
+    ratios: Sequence[float | int],
     offset: float = 0.0,
 ) -> list[Float[np.ndarray, "_ 4"]]:
     """All anchors of a canvas (height, width), one array [h * w * A, 4] per level, in pixels.
