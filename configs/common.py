@@ -30,6 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     m.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)
     m.anchor_ratios = (0.5, 1.0, 2.0)
     m.anchor_offset = 0.0  # of the first anchor's centre, in strides
+    m.anchor_rounding = False  # corners of a cell's anchors to whole pixels (torchvision)
+    m.anchor_strides = "nominal"  # 4 to 64; "fitted": canvas // grid of the level (torchvision)
     # Region proposal network.
     m.rpn_channels = 256
     m.rpn_convs = 1
@@ -43,12 +45,14 @@ def get_config() -> ml_collections.ConfigDict:
     m.rpn_post_nms_topk_train = 1000  # over all levels
     m.rpn_post_nms_topk_test = 1000
     m.rpn_nms_thresh = 0.7
+    m.rpn_min_size = 0.0  # least side of a proposal (torchvision: 0.001)
     # Region heads.
     m.roi_batch_per_image = 512
     m.roi_positive_fraction = 0.25
     m.roi_iou_thresh = 0.5
     m.roi_sampling_ratio = 0  # samples per bin and axis; 0: as many as the roi is large
     m.roi_aligned = True  # half-pixel correction; False: the legacy ROIAlign
+    m.roi_level_eps = 0.0  # added to a roi's level before it is rounded down (torchvision: 1e-6)
     m.box_pool_size = 7
     m.box_convs = 0  # 3x3 convolutions before the dense layers, of box_channels
     m.box_channels = 256
@@ -64,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Detections.
     m.score_thresh = 0.05
     m.nms_thresh = 0.5
+    m.box_min_size = 0.0  # least side of a detection (torchvision: 0.01)
     m.max_candidates = 4000  # (roi, class) pairs that enter the last NMS
     m.max_detections = 100
     # Compute.
@@ -86,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     d.long = 1333
     d.short_test = 800
     d.long_test = 1333
+    d.resize_rule = "pillow"  # of evaluation and prediction: "pillow" (Detectron2), "torchvision"
     # Canvases, one compiled program each: () derives landscape, portrait and square from short and
     # long; images go to the smallest that holds them.
     d.canvases = ()
@@ -134,11 +140,18 @@ def get_config() -> ml_collections.ConfigDict:
     e.every = 0  # steps between evaluations during training; 0: only at the end
     e.batch_size = 8
     e.mask_thresh = 0.5
+    e.paste_rule = "detectron2"  # how masks come into the image: "detectron2", "torchvision"
     e.num_pictures = 8  # overlays, prediction beside ground truth
     e.picture_thresh = 0.5  # score from which a detection is drawn
 
     c.init = i = ml_collections.ConfigDict()
-    i.checkpoint = ""  # folder of a run (its best or last checkpoint) or of one checkpoint
+    # Folder of a run (its best or last checkpoint) or of one checkpoint; or a file of Detectron2,
+    # torchvision, MMDetection or Matterport; or a name such as detectron2/mask_rcnn_R_50_FPN_3x.
+    i.checkpoint = ""
     i.part = "model"  # what is taken of it: the whole "model", or its "backbone"
+    i.use_preset = (
+        True  # foreign weights bring their model fields, each printed; False: the config's
+    )
+    i.skip_heads = False  # leave class heads random where the weights have other classes
 
     return c

@@ -17,9 +17,13 @@ CHOICES = {
     "model.head_norm": ("none", "batch", "group"),
     "model.freeze_at": (0, 1, 2, 3, 4, 5),
     "model.channel_order": ("bgr", "rgb"),
+    "model.anchor_strides": ("nominal", "fitted"),
     "model.dtype": ("float32", "bfloat16"),
     "data.name": ("coco", "coco_2017", "shapes"),
     "data.on_bad_image": ("error", "skip"),
+    "data.resize_rule": ("pillow", "torchvision", "matterport"),
+    "eval.paste_rule": ("detectron2", "torchvision", "matterport"),
+    "init.part": ("model", "backbone"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("step", "cosine", "constant"),
     "train.best_metric": tuple(
@@ -63,6 +67,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
     *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
+    *_fields("model", "rpn_min_size box_min_size roi_level_eps"),
     *_fields("data", "limit num_workers"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
     *_fields("train", "seed early_stop"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from PIL import Image, ImageOps
 
 from maskrcnn_jax.errors import UserError
@@ -119,6 +119,34 @@ def resize_image(image: UInt8[np.ndarray, "H W 3"], hw: HW) -> UInt8[np.ndarray,
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def resize_torchvision(
+    image: UInt8[np.ndarray, "H W 3"], short: int, long: int
+) -> Float[np.ndarray, "h w 3"]:
+    """Resizes as torchvision's detectors do: size rounded down, no antialias, values stay floats.
+
+    Returns float32 on the scale 0..255. torchvision normalises before it resizes; a weighted mean
+    commutes with that, up to float rounding. Source: torchvision `GeneralizedRCNNTransform`.
+    """
+    height, width = image.shape[:2]
+    scale = min(short / min(height, width), long / max(height, width))
+    # Rounded down even where only the product's rounding lies below: 47 * (96 / 47) gives 95.
+    size = max(int(height * scale), 1), max(int(width * scale), 1)
+    return resize_bilinear(image.astype(np.float32), size)
+
+
+def resize_bilinear(image: Float[np.ndarray, "H W *c"], hw: HW) -> Float[np.ndarray, "h w *c"]:
+    """Reads a float32 image bilinearly at the centres of a grid of size `hw`; no antialias.
+
+    Beyond the outermost centres the border value holds. The same as torch's `interpolate` with
+    align_corners=False.
+    """
+    for axis, length in enumerate(hw):
+        low, high, share = _bilinear_lines(image.shape[axis], length)
+        share = share.reshape([-1 if i == axis else 1 for i in range(image.ndim)])
+        image = np.take(image, low, axis) * (1 - share) + np.take(image, high, axis) * share
+    return image
+
+
 def derive_canvases(short_max: int, long: int, divisor: int = 32) -> tuple[HW, ...]:
     """Returns the canvases that hold every image resized to at most `short_max` and `long`.
 
@@ -152,6 +180,20 @@ def pad_image(image: Num[np.ndarray, "h w 3"], canvas: HW) -> Num[np.ndarray, "H
     padded = np.zeros((*canvas, 3), image.dtype)
     padded[: image.shape[0], : image.shape[1]] = image
     return padded
+
+
+def _bilinear_lines(
+    length: int, target: int
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """For each of `target` lines the two of `length` lines around it, and the second's share."""
+    step = np.float32(length) / np.float32(target)
+    position = np.maximum((np.arange(target, dtype=np.float32) + np.float32(0.5)) * step - 0.5, 0)
+    low = np.minimum(position.astype(np.int64), length - 1)
+    return (
+        low,
+        np.minimum(low + 1, length - 1),
+        position.astype(np.float32) - low.astype(np.float32),
+    )
 
 
 def _read(path: Path, name: str) -> bytes:

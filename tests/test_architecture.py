@@ -41,6 +41,8 @@ FLOORS = {
     "targets": 1,
     "losses": 1,
     "data": 1,
+    "weights": 1,
+    "weights.importer": 3,  # joins the families with the model and our checkpoints
     "preprocess": 1,
     "postprocess": 1,
     "conventions": 1,
@@ -50,7 +52,7 @@ FLOORS = {
 }
 
 # Rooms beside the model: only they themselves and the loops of floor 3 import them.
-SIDE_ROOMS = ("data",)
+SIDE_ROOMS = ("data", "weights")
 
 # Which room alone may import a library, and what it is called.
 OWNERS = {"tensorflow": "data", "tensorflow_datasets": "data", "array_record": "data"}

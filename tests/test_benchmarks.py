@@ -12,4 +12,5 @@ def test_training_step_benchmark(tmp_path):
         --batch {jax.device_count()} --dtype float32"
     figures = train_step.main([*sizes.split(), "--output", str(tmp_path / "figures.json")])
     assert figures["all_finite"] and figures["steps"] == 3
+    assert figures["compiled_programs"] == 1
     assert json.loads((tmp_path / "figures.json").read_text()) == figures

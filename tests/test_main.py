@@ -182,6 +182,46 @@ def test_evaluate_rerun_and_initialise(cache, undisturbed, tmp_path):
     assert "backbone/" in refused.stderr and "another architecture" in refused.stderr
 
 
+def compiled(output: str, name: str) -> list[str]:
+    """The canvases that the log says a program was compiled for."""
+    return re.findall(rf"compiled the {name} for (\d+x\d+)", output)
+
+
+def test_each_canvas_is_compiled_once_and_runs_end_early(cache, tmp_path):
+    """Evaluations that are all equal, as the learning rate is next to nothing."""
+    done = tiny_run.run(
+        cache,
+        tiny_run.arguments(
+            tmp_path,
+            "data.canvases=((64,96),(96,64),(96,96))",
+            "data.short=(56,64)",
+            "data.shapes_val=8",
+            "optim.base_lr=1e-12",
+            "train.early_stop=1",
+            "eval.every=8",
+            "train.num_steps=40",
+        ),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("training step", "prediction"):
+        canvases = compiled(done.stdout, name)
+        assert len(canvases) == len(set(canvases)) > 1, (name, canvases)
+        assert set(canvases) <= {"64x96", "96x64", "96x96"}
+    assert "no better segm/AP in the last 1 evaluations: the run ends early, at step 16" in (
+        done.stdout
+    )
+    assert [line["step"] for line in tiny_run.metrics(tmp_path)] == [5, 8, 10, 15, 16]
+
+
+def test_large_scale_jitter_trains_on_one_canvas(cache, tmp_path):
+    jitter = ("data.lsj_scale=(0.1,2.0)", "data.lsj_size=96", "train.num_steps=6")
+    done = tiny_run.run(cache, tiny_run.arguments(tmp_path, *jitter))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert compiled(done.stdout, "training step") == ["96x96"]
+    line = tiny_run.metrics(tmp_path)[0]
+    assert np.isfinite(line["loss"]) and line["instances"] > 0
+
+
 def test_two_hosts_agree_with_one(cache, undisturbed, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

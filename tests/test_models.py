@@ -43,14 +43,17 @@ def test_as_many_parameters_as_detectron2s(name, config, shared_data):
 
 
 def test_paths_of_the_large_configs():
-    assert shapes(coco_r101.get_config(), 80)["params/backbone/res4_block22/conv2/conv/kernel"] == (
-        3,
-        3,
-        256,
-        256,
-    )
-    grouped = shapes(coco_x101.get_config(), 80)["params/backbone/res2_block0/conv2/conv/kernel"]
-    assert grouped == (3, 3, 8, 256)
+    r101 = shapes(coco_r101.get_config(), 80)
+    blocks = {name.split("/")[2] for name in r101 if name.startswith("params/backbone/res4_")}
+    assert blocks == {f"res4_block{i}" for i in range(23)}
+    assert r101["params/backbone/res4_block22/conv2/conv/kernel"] == (3, 3, 256, 256)
+    x101 = shapes(coco_x101.get_config(), 80)
+    # 32 groups of 8, 16, 32 and 64 channels: the kernel holds the inputs of one group.
+    for stage, last in ((2, 2), (3, 3), (4, 22), (5, 2)):
+        group = 8 * 2 ** (stage - 2)
+        for block in (0, last):
+            kernel = x101[f"params/backbone/res{stage}_block{block}/conv2/conv/kernel"]
+            assert kernel == (3, 3, group, 32 * group)
     lsj = shapes(coco_r50_lsj.get_config(), 80)
     assert lsj["params/box_head/conv4/norm/scale"] == (256,)
 

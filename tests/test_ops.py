@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 
 from maskrcnn_jax.ops import anchors, boxes, masks, matching, roi_align
 from maskrcnn_jax.ops.nms import nms
@@ -31,6 +32,15 @@ def test_anchors_are_exactly_detectron2s():
         np.testing.assert_array_equal(cell, golden[f"detectron2_cell_P{level}"])
     shifted = anchors.grid_anchors((320, 448), strides, sizes, ratios, offset=0.5)
     np.testing.assert_array_equal(shifted[2], golden["detectron2_offset0.5_P4"])
+
+
+def test_sizes_of_anchors_may_be_whole_numbers():
+    whole = anchors.grid_anchors((64, 64), (32, 64), (32, 128), (1, 2))
+    parts = anchors.grid_anchors((64, 64), (32, 64), (32.0, 128.0), (1.0, 2.0))
+    for ours, theirs in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    model = tiny_model.model(anchor_sizes=(16, 32, 64, 128, 256), anchor_ratios=(1, 2))
+    assert model.settings.anchor_sizes == (16, 32, 64, 128, 256)
 
 
 def test_anchors_of_a_larger_canvas_do_not_compete():
@@ -175,56 +185,6 @@ def check_nms(corners, scores, classes, thresh, expected):
         np.testing.assert_array_equal(np.flatnonzero(keep), np.sort(expected))
 
 
-def greedy(corners, scores, valid, thresh, classes):
-    """Non-maximum suppression as the textbook has it."""
-    keep = np.zeros(len(corners), bool)
-    for i in sorted(np.flatnonzero(valid), key=lambda i: (-scores[i], i)):
-        x0, y0, x1, y1 = corners[i]
-        keep[i] = True
-        for j in np.flatnonzero(keep):
-            if j == i or classes[i] != classes[j]:
-                continue
-            width = np.float32(min(x1, corners[j][2]) - max(x0, corners[j][0]))
-            height = np.float32(min(y1, corners[j][3]) - max(y0, corners[j][1]))
-            inter = max(width, np.float32(0)) * max(height, np.float32(0))
-            union = (
-                (x1 - x0) * (y1 - y0)
-                + (corners[j][2] - corners[j][0]) * (corners[j][3] - corners[j][1])
-                - inter
-            )
-            if union > 0 and inter / union > thresh:
-                keep[i] = False
-                break
-    return keep
-
-
-def test_nms_equals_the_greedy_algorithm_on_10000_cases():
-    """Small integer boxes make ties, duplicates, chains and IoUs on the threshold common."""
-    rng = np.random.default_rng(0)
-    cases, size = 2500, 12
-    run = jax.jit(jax.vmap(nms))
-    for span in (4, 8, 20, 60):
-        corner = rng.integers(0, span, (cases, size, 2))
-        corners = np.concatenate([corner, corner + rng.integers(0, 9, corner.shape)], -1)
-        corners = corners.astype(np.float32)
-        scores = rng.integers(0, 6, (cases, size)).astype(np.float32)
-        valid = rng.random((cases, size)) < 0.85
-        classes = rng.integers(0, rng.integers(1, 4), (cases, size)).astype(np.int32)
-        thresh = rng.choice(np.float32([0, 0.1, 0.25, 0.3, 1 / 3, 0.5, 0.6, 0.7, 0.9, 1]), cases)
-        ours = np.asarray(run(corners, scores, valid, jnp.asarray(thresh), classes))
-        for i in range(cases):
-            theirs = greedy(corners[i], scores[i], valid[i], thresh[i], classes[i])
-            np.testing.assert_array_equal(ours[i], theirs, err_msg=f"{corners[i]} {thresh[i]}")
-
-
-def test_nms_keeps_the_end_of_a_chain():
-    """A removes B; B, being gone, must not remove C. IoU(AB) = IoU(BC) = 1/3, IoU(AC) = 0."""
-    chain = jnp.array([[0.0, 0, 2, 1], [1, 0, 3, 1], [2, 0, 4, 1]])
-    scores, valid = jnp.array([3.0, 2, 1]), jnp.ones(3, bool)
-    assert nms(chain, scores, valid, 0.3).tolist() == [True, False, True]
-    assert nms(chain, scores, valid, 0.34).tolist() == [True, True, True]
-
-
 def pooled(golden, prefix, rois, size, ratio, aligned=True, scale=0.125):
     features = jnp.asarray(golden[f"{prefix}/features"][0].transpose(1, 2, 0))
     out = roi_align.roi_align(features, jnp.asarray(rois), size, scale, ratio, aligned)
@@ -269,27 +229,6 @@ def test_roi_align_gradient(ratio):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_roi_align_gradient_by_finite_differences():
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(9, 11, 2)).astype(np.float32)
-    rois = np.float32([[3, 5, 41, 60], [10, 1, 80, 30], [-9, -3, 20, 20]])
-    weight = rng.normal(size=(3, 3, 3, 2)).astype(np.float32)
-
-    def value(features, rois):
-        return (roi_align.roi_align(features, rois, 3, 0.125, 2) * weight).sum()
-
-    for argument, step in ((0, 1e-1), (1, 1e-2)):
-        point = [jnp.asarray(features), jnp.asarray(rois)]
-        gradient = jax.grad(value, argument)(*point)
-        for _ in range(10):
-            index = tuple(rng.integers(0, n) for n in point[argument].shape)
-            up, down = list(point), list(point)
-            up[argument] = point[argument].at[index].add(step)
-            down[argument] = point[argument].at[index].add(-step)
-            slope = (value(*up) - value(*down)) / (2 * step)
-            np.testing.assert_allclose(gradient[index], slope, atol=2e-3)
-
-
 @pytest.mark.parametrize("size, ratio", [(7, 0), (7, 2), (14, 0)])
 def test_pooling_over_levels(size, ratio):
     golden = load("pooler")
@@ -301,8 +240,7 @@ def test_pooling_over_levels(size, ratio):
     np.testing.assert_array_equal(levels, golden["detectron2_levels"])
     ours = roi_align.multilevel_roi_align(features, rois, size, sampling_ratio=ratio)
     ours = np.asarray(ours).reshape(52, size, size, 4).transpose(0, 3, 1, 2)
-    # One or two units in the last place of a coordinate near 100 cells.
-    np.testing.assert_allclose(ours, golden[f"detectron2_size{size}_ratio{ratio}"], atol=2e-5)
+    np.testing.assert_allclose(ours, golden[f"detectron2_size{size}_ratio{ratio}"], **CLOSE)
 
 
 @pytest.mark.parametrize("size", [14, 28])

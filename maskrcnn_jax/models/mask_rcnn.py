@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, targets
 from maskrcnn_jax.models.fpn import FPN
@@ -44,9 +44,11 @@ class Settings:
     channel_order: str
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
-    anchor_sizes: tuple[float, ...]
-    anchor_ratios: tuple[float, ...]
+    anchor_sizes: tuple[float | int, ...]
+    anchor_ratios: tuple[float | int, ...]
     anchor_offset: float
+    anchor_rounding: bool
+    anchor_strides: str
     rpn_iou_thresholds: tuple[float, float]
     rpn_batch_per_image: int
     rpn_positive_fraction: float
@@ -57,11 +59,13 @@ class Settings:
     rpn_post_nms_topk_train: int
     rpn_post_nms_topk_test: int
     rpn_nms_thresh: float
+    rpn_min_size: float
     roi_batch_per_image: int
     roi_positive_fraction: float
     roi_iou_thresh: float
     roi_sampling_ratio: int
     roi_aligned: bool
+    roi_level_eps: float
     box_pool_size: int
     box_deltas_weights: tuple[float, float, float, float]
     box_smooth_l1_beta: float
@@ -70,6 +74,7 @@ class Settings:
     mask_loss_weight: float
     score_thresh: float
     nms_thresh: float
+    box_min_size: float
     max_candidates: int
     max_detections: int
 
@@ -85,9 +90,13 @@ class MaskRCNN(nn.Module):
     settings: Settings
 
     def features(
-        self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"], train: bool
+        self,
+        images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+        image_hw: Int[Array, "B 2"],
+        train: bool,
     ) -> dict[str, Float[Array, "B h w F"]]:
-        """RGB images on a canvas (multiples of 32) to P2..P6; padding is zero once normalised."""
+        """RGB images 0..255 on a canvas (multiples of 32) to P2..P6; padding is zero once
+        normalised. Float images: where the peer's resize does not round to whole grey levels."""
         s = self.settings
         x = images[..., ::-1] if s.channel_order == "bgr" else images
         x = (x.astype(jnp.float32) - np.float32(s.pixel_mean)) / np.float32(s.pixel_std)
@@ -136,7 +145,12 @@ class MaskRCNN(nn.Module):
         levels = {name: pyramid[name] for name in ("p2", "p3", "p4", "p5")}
         s = self.settings
         return multilevel_roi_align(
-            levels, rois, size, sampling_ratio=s.roi_sampling_ratio, aligned=s.roi_aligned
+            levels,
+            rois,
+            size,
+            sampling_ratio=s.roi_sampling_ratio,
+            aligned=s.roi_aligned,
+            level_eps=s.roi_level_eps,
         )
 
 
@@ -251,7 +265,7 @@ def forward_train(
 def forward_predict(
     model: MaskRCNN,
     variables: dict[str, Any],
-    images: UInt8[Array, "B H W 3"],
+    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
     image_hw: Int[Array, "B 2"],
     mesh: Mesh | None = None,
 ) -> Detections:
@@ -334,7 +348,13 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
 
 def _anchors(s: Settings, canvas: tuple[int, int]) -> list[np.ndarray]:
     return anchor_ops.grid_anchors(
-        canvas, STRIDES, s.anchor_sizes, s.anchor_ratios, s.anchor_offset
+        canvas,
+        STRIDES,
+        s.anchor_sizes,
+        s.anchor_ratios,
+        s.anchor_offset,
+        rounded=s.anchor_rounding,
+        fitted_strides=s.anchor_strides == "fitted",
     )
 
 
@@ -359,7 +379,7 @@ def _proposals(
         )
         finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(best)
         boxes = box_ops.clip(jnp.where(finite[:, None], boxes, 0.0), image_hw)
-        valid = finite & box_ops.is_nonempty(boxes)
+        valid = finite & box_ops.is_nonempty(boxes) & _is_as_large(boxes, s.rpn_min_size)
         keep = nms(boxes, best, valid, s.rpn_nms_thresh)
         kept_boxes.append(boxes)
         kept_logits.append(jnp.where(keep, best, -jnp.inf))
@@ -367,6 +387,11 @@ def _proposals(
     boxes, logits = jnp.concatenate(kept_boxes), jnp.concatenate(kept_logits)
     logits, rows = jax.lax.top_k(logits, min(post_topk, len(logits)))
     return Proposals(boxes[rows], logits, jnp.isfinite(logits))
+
+
+def _is_as_large(boxes: Float[Array, "n 4"], min_size: float) -> Bool[Array, "n"]:
+    """Both sides are `min_size` or more. Source: torchvision `remove_small_boxes`."""
+    return (boxes[:, 2:] - boxes[:, :2] >= min_size).all(-1)
 
 
 def _detect(
@@ -392,6 +417,7 @@ def _detect(
     )
     valid = (best > 0) & jnp.isfinite(boxes).all(-1)
     boxes = box_ops.clip(jnp.where(valid[:, None], boxes, 0.0), image_hw)
+    valid &= _is_as_large(boxes, s.box_min_size)
     keep = nms(boxes, best, valid, s.nms_thresh, classes)
     num_dropped = jnp.maximum(candidate.sum() - len(best), 0)
     scores, final = jax.lax.top_k(jnp.where(keep, best, -1.0), min(s.max_detections, len(best)))

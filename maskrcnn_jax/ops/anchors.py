@@ -12,34 +12,48 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
-def cell_anchors(size: float, ratios: Sequence[float]) -> Float[np.ndarray, "A 4"]:
-    """Anchors of area `size`² px around the origin, one per ratio = height / width."""
+def cell_anchors(
+    size: float | int, ratios: Sequence[float | int], rounded: bool = False
+) -> Float[np.ndarray, "A 4"]:
+    """Anchors of area `size`² px around the origin, one per ratio = height / width.
+
+    rounded: corners to whole pixels, halves to even ones, as torchvision's `AnchorGenerator`.
+    """
     ratios = np.asarray(ratios, np.float64)
     width = np.sqrt(size**2 / ratios)
     height = ratios * width
-    return np.stack([-width, -height, width, height], -1).astype(np.float32) / np.float32(2)
+    cells = np.stack([-width, -height, width, height], -1).astype(np.float32) / np.float32(2)
+    return np.round(cells) if rounded else cells
 
 
 def grid_anchors(
     canvas_hw: tuple[int, int],
     strides: Sequence[int],
-    sizes: Sequence[float],
-    ratios: Sequence[float],
+    sizes: Sequence[float | int],
+    ratios: Sequence[float | int],
     offset: float = 0.0,
+    rounded: bool = False,
+    fitted_strides: bool = False,
 ) -> list[Float[np.ndarray, "_ 4"]]:
     """All anchors of a canvas (height, width), one array [h * w * A, 4] per level, in pixels.
 
     sizes: one anchor size per stride. offset: of the first centre from the corner, in strides.
     The grid of a level has ceil(canvas / stride) cells.
+    rounded: see `cell_anchors`. fitted_strides: cells stand canvas // grid pixels apart, by axis,
+    as torchvision's; where the canvas is no multiple of a stride, this is less than the stride.
     """
     levels = []
     for stride, size in zip(strides, sizes, strict=True):
-        h, w = _grid(canvas_hw, stride)
-        y = (np.arange(h, dtype=np.float32) + np.float32(offset)) * np.float32(stride)
-        x = (np.arange(w, dtype=np.float32) + np.float32(offset)) * np.float32(stride)
+        grid = _grid(canvas_hw, stride)
+        steps = [c // n for c, n in zip(canvas_hw, grid, strict=True)]
+        y, x = (
+            (np.arange(n, dtype=np.float32) + np.float32(offset))
+            * np.float32(step if fitted_strides else stride)
+            for n, step in zip(grid, steps, strict=True)
+        )
         y, x = np.meshgrid(y, x, indexing="ij")
         centers = np.stack([x, y, x, y], -1)[:, :, None]
-        levels.append((centers + cell_anchors(size, ratios)).reshape(-1, 4))
+        levels.append((centers + cell_anchors(size, ratios, rounded)).reshape(-1, 4))
     return levels
 
 

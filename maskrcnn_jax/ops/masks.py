@@ -17,13 +17,16 @@ def crop_masks(
     frames: Float[Array, "R 4"],
     rois: Float[Array, "R 4"],
     size: int,
+    aligned: bool = True,
 ) -> Float[Array, "R {size} {size}"]:
-    """Cuts each roi out of its bitmap: aligned ROIAlign with the adaptive number of samples.
+    """Cuts each roi out of its bitmap: ROIAlign with the adaptive number of samples.
 
     frames: the box in pixels that each bitmap covers; what lies outside is background. A bitmap of
     the whole image has the frame (0, 0, width, height), and the result is then Detectron2's
     `BitMasks.crop_and_resize` before its threshold (>= 0.5).
-    Returns values in 0..1. A roi or frame without area gives zeros.
+    aligned: False is torchvision's `project_masks_on_boxes`: rois are shifted by half a pixel and
+    at least one pixel large.
+    Returns values in 0..1. A roi (if aligned) or frame without area gives zeros.
     """
     h, w = bitmaps.shape[1:]
     sides = frames[:, 2:] - frames[:, :2]
@@ -32,8 +35,11 @@ def crop_masks(
     extent = (rois[:, 2:] - frames[:, :2]) * cells - low
     # A margin of half a cell ends the bitmap sharply on its frame; ROIAlign's own margin of one
     # would repeat the border cells for half a cell beyond.
-    along_y = axis_weights(low[:, 1] - 0.5, extent[:, 1], h, size, margin=0.5)
-    along_x = axis_weights(low[:, 0] - 0.5, extent[:, 0], w, size, margin=0.5)
+    margin = 0.5
+    if not aligned:
+        low, extent, margin = low + 0.5 * cells, jnp.maximum(extent, cells), 1.0
+    along_y = axis_weights(low[:, 1] - 0.5, extent[:, 1], h, size, margin=margin)
+    along_x = axis_weights(low[:, 0] - 0.5, extent[:, 0], w, size, margin=margin)
     highest = jax.lax.Precision.HIGHEST
     rows = jnp.einsum("rsh,rhw->rsw", along_y, bitmaps, precision=highest)
     return jnp.einsum("rsw,rtw->rst", rows, along_x, precision=highest)

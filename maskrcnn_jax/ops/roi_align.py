@@ -38,19 +38,20 @@ def axis_weights(
     margin: samples up to so many cells outside the outermost lines count as on them; those
       farther out count as 0.
     """
-    # The barrier keeps the compiler from multiplying with 1 / size: where a sample lies just on the
-    # margin, the last bit decides whether it counts.
-    bin_size = extent / jax.lax.optimization_barrier(jnp.full_like(extent, size))
-    bin_size = bin_size[:, None, None]
+    # Positions are rounded step by step as the peers round them: beyond 64 cells one bit is 8e-6 of
+    # a cell, and on the margin it decides whether a sample counts. So the compiler must not
+    # multiply with 1 / size (the barrier), nor fuse a product into a sum (the minimum).
+    bin_size = (extent / jax.lax.optimization_barrier(jnp.full_like(extent, size)))[:, None, None]
     if sampling_ratio > 0:
-        num = jnp.full_like(bin_size, sampling_ratio)
+        num = jax.lax.optimization_barrier(jnp.full_like(bin_size, sampling_ratio))
         near = sampling_ratio
     else:
         num = _adaptive_samples(extent, size)[:, None, None]
         near = _NEAR_SAMPLES
     spacing = bin_size / jnp.maximum(num, 1.0)
     line = jnp.arange(length, dtype=jnp.float32)
-    bin_start = start[:, None, None] + jnp.arange(size, dtype=jnp.float32)[:, None] * bin_size
+    bin_shift = jnp.arange(size, dtype=jnp.float32)[:, None] * bin_size
+    bin_start = start[:, None, None] + jnp.minimum(bin_shift, jnp.finfo(jnp.float32).max)
     # Only samples within a cell of a line give it weight: `near` of them from `first` on. Where a
     # bin has no more than that, all are looked at, whatever the spacing (0 for an empty roi).
     reach = (line - 1.0 - bin_start) / jnp.maximum(spacing, 0.5) - 0.5
@@ -59,7 +60,7 @@ def axis_weights(
     total = jnp.zeros(bin_start.shape[:2] + (length,), jnp.float32)
     for i in range(near):
         index = first + i
-        position = bin_start + (index + 0.5) * spacing
+        position = bin_start + (index + 0.5) * bin_size / jnp.maximum(num, 1.0)
         counts = (index < num) & (position >= -margin) & (position <= length - 1 + margin)
         distance = jnp.abs(jnp.clip(position, 0.0, length - 1.0) - line)
         total += jnp.where(counts, jnp.maximum(1.0 - distance, 0.0), 0.0)
@@ -95,18 +96,22 @@ def assign_levels(
     max_level: int = 5,
     canonical_size: float = 224.0,
     canonical_level: int = 4,
+    eps: float = 0.0,
 ) -> Int[Array, "*n"]:
     """The pyramid level that a box is pooled from, by the root of its area in pixels.
 
-    floor(canonical_level + log2(root / canonical_size)), limited to min_level..max_level.
-    Source: arXiv 1612.03144, equation 1; Detectron2 `assign_boxes_to_levels`.
+    floor(canonical_level + log2(root / canonical_size) + eps), limited to min_level..max_level.
+    eps: 0 is Detectron2's `assign_boxes_to_levels` (its 1e-8 goes under in float32), 1e-6
+    torchvision's `LevelMapper`.
+    Source: arXiv 1612.03144, equation 1.
     """
     root = jnp.sqrt(box_ops.area(boxes))
     level = jnp.full(root.shape, min_level, jnp.int32)
     for upper in range(min_level + 1, max_level + 1):
-        # Comparisons, as no backend's log2 is exact; the peer adds up the level in float32, so what
-        # its rounding lifts onto a border counts as on it.
-        slack = (upper - float(np.nextafter(np.float32(upper), np.float32(0)))) / 2
+        # Comparisons, as no backend's log2 is exact; the peers add up the level in float32, so what
+        # their rounding, by half a unit in each sum, lifts onto a border counts as on it.
+        unit = upper - float(np.nextafter(np.float32(upper), np.float32(0)))
+        slack = (math.floor(eps / unit + 0.5) + 0.5) * unit
         border = canonical_size * 2.0 ** (upper - canonical_level) * (1 - slack * math.log(2))
         level += root >= border
     return level
@@ -118,18 +123,21 @@ def multilevel_roi_align(
     output_size: int,
     sampling_ratio: int = 0,
     aligned: bool = True,
+    level_eps: float = 0.0,
 ) -> Float[Array, "B R {output_size} {output_size} F"]:
     """Pools each roi (pixels) from the level that its size assigns it to.
 
     features: consecutive levels 'p2', 'p3', ...; the stride of level l is 2**l.
+    level_eps: see `assign_levels`.
     Sums are float32; the result has the dtype of the features. Rois go in chunks, recomputed in the
     backward pass, which bound the memory.
-    Source: arXiv 1612.03144 section 4.2; Detectron2 `ROIPooler` with `ROIAlignV2` (aligned).
+    Source: arXiv 1612.03144 section 4.2; Detectron2 `ROIPooler` with `ROIAlignV2` (aligned);
+    torchvision `MultiScaleRoIAlign` (not aligned, level_eps 1e-6).
     """
     names = {int(name.removeprefix("p")): name for name in features}
     dtype = next(iter(features.values())).dtype
     batch, num_rois = rois.shape[:2]
-    levels = assign_levels(rois, min(names), max(names))
+    levels = assign_levels(rois, min(names), max(names), eps=level_eps)
     chunk, num_chunks = _chunks(features, num_rois, output_size)
     padding = [(0, 0), (0, chunk * num_chunks - num_rois)]
     rois = jnp.pad(rois, [*padding, (0, 0)])
