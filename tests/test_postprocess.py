@@ -52,3 +52,13 @@ def test_boxes_that_hold_no_pixel(box):
     box, ones = np.array(box, np.float32), np.ones((14, 14), np.float32)
     assert not postprocess.paste_binary(ones, box, (20, 30)).any()
     assert not postprocess.rle_to_mask(postprocess.mask_to_rle(ones, box, (20, 30))).any()
+
+
+def test_torchvisions_paste_of_boxes_beyond_the_image():
+    """A box wholly outside or not a number leaves nothing; one around the image fills it."""
+    ones = np.ones((14, 14), np.float32)
+    for box in ([100, 100, 120, 120], [-30, -30, -4, -4], [np.nan, 0, 5, 5], [0, 0, np.inf, 9]):
+        pasted = postprocess.paste_torchvision(ones, np.array(box, np.float32), (20, 30))
+        assert pasted.shape == (20, 30) and not pasted.any()
+    around = np.array([-10, -10, 45, 35], np.float32)
+    np.testing.assert_array_equal(postprocess.paste_torchvision(ones, around, (20, 30)), 1)
