@@ -71,6 +71,11 @@ RESIZE_RULES = {
         _resize_and_pad(preprocess.resize_image),
         np.uint8,
     ),
+    "torchvision": ResizeRule(
+        _upper_left(preprocess.torchvision_size),
+        _resize_and_pad(lambda image, hw: preprocess.resize_bilinear(image.astype(np.float32), hw)),
+        np.float32,
+    ),
 }
 PASTE_RULES = {
     "detectron2": PasteRule(_scale_boxes, postprocess.paste_mask, np.greater_equal),

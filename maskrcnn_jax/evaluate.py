@@ -32,8 +32,6 @@ from maskrcnn_jax.types import Detections
 # Smaller pictures are enlarged, so that the labels leave something to see.
 _PICTURE_SIDE = 512
 
-RESIZE_RULE, PASTE_RULE = "pillow", "detectron2"
-
 
 class _Batch(NamedTuple):
     """Rows of the data set that share a canvas; -1 fills the last batch."""
@@ -53,7 +51,7 @@ class Evaluator:
         self._skips = config.data.on_bad_image == "skip"
         self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
         size = (config.data.short_test, config.data.long_test)
-        self._resize = (RESIZE_RULE, *size)
+        self._resize = (config.data.resize_rule, *size)
         canvases = config.data.canvases or preprocess.derive_canvases(*size)
         devices = jax.device_count()
         batch_size = -(-config.eval.batch_size // devices) * devices
@@ -125,7 +123,7 @@ class Evaluator:
         return np.split(rows, jax.process_count())[jax.process_index()]
 
     def _load(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Batch, jax.Array, jax.Array]]:
-        dtype = conventions.RESIZE_RULES[RESIZE_RULE].dtype
+        dtype = conventions.RESIZE_RULES[self._resize[0]].dtype
 
         def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
             # One pixel, not none: an empty image would leave no valid anchor.
@@ -158,12 +156,12 @@ class Evaluator:
         """COCO results of one image; draws it when it is among the first."""
         data = self._data
         hw = tuple(int(x) for x in data.sizes[row])
-        window = conventions.place(hw, *self._resize).window
-        boxes, has_area = conventions.boxes_to_image(found.boxes, window, hw, PASTE_RULE)
+        rule, window = self._eval.paste_rule, conventions.place(hw, *self._resize).window
+        boxes, has_area = conventions.boxes_to_image(found.boxes, window, hw, rule)
         keep = has_area & found.valid
         boxes, scores, classes = boxes[keep], found.scores[keep], found.classes[keep]
         rles = [
-            conventions.mask_to_rle(mask, box, hw, PASTE_RULE, self._eval.mask_thresh)
+            conventions.mask_to_rle(mask, box, hw, rule, self._eval.mask_thresh)
             for mask, box in zip(found.masks[keep], boxes, strict=True)
         ]
         if row < self._eval.num_pictures:

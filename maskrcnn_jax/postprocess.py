@@ -58,28 +58,34 @@ def paste_binary(
     return image
 
 
-def paste_torchvision(
+def paste_mask_torchvision(
     mask: Float[np.ndarray, "S S"], box: Float[np.ndarray, "4"], hw: HW
-) -> Float[np.ndarray, "H W"]:
+) -> tuple[Float[np.ndarray, "h w"], int, int]:
     """Pastes a mask as torchvision does: into whole pixels, within a margin of one mask cell.
 
     The mask gets a border of zeros, the box grows with it and is cut down to whole numbers; the
     mask is then stretched over its pixels, the last one included. torchvision calls a pixel set
     where the value is above 0.5. Source: torchvision `paste_masks_in_image` with padding 1.
 
-    Args and units as of `paste_mask`. Returns the whole image, float32; all zero if the box is
-    not finite.
+    Args and result as of `paste_mask`. No pixels if the box is not finite.
     """
-    image = np.zeros(hw, np.float32)
     if not np.isfinite(box).all():
-        return image
+        return np.zeros((0, 0), np.float32), 0, 0
     x0, y0, x1, y1 = (int(v) for v in _grown(box, mask.shape[0]))
     width, height = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
     pixels = resize_bilinear(np.pad(mask.astype(np.float32), 1), (height, width))
-    left, right = max(x0, 0), min(x1 + 1, hw[1])
-    top, bottom = max(y0, 0), min(y1 + 1, hw[0])
-    if left < right and top < bottom:
-        image[top:bottom, left:right] = pixels[top - y0 : bottom - y0, left - x0 : right - x0]
+    top, left = min(max(y0, 0), hw[0]), min(max(x0, 0), hw[1])
+    bottom, right = max(min(y1 + 1, hw[0]), top), max(min(x1 + 1, hw[1]), left)
+    return pixels[top - y0 : bottom - y0, left - x0 : right - x0], top, left
+
+
+def paste_torchvision(
+    mask: Float[np.ndarray, "S S"], box: Float[np.ndarray, "4"], hw: HW
+) -> Float[np.ndarray, "H W"]:
+    """The whole image of `paste_mask_torchvision`, float32, zero beyond the mask."""
+    crop, top, left = paste_mask_torchvision(mask, box, hw)
+    image = np.zeros(hw, np.float32)
+    image[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
     return image
 
 
@@ -92,26 +98,6 @@ def mask_to_rle(
     """
     crop, top, left = paste_mask(mask, box, hw)
     return crop_to_rle(crop >= thresh, top, left, hw)
-
-
-def paste_mask_torchvision(
-    mask: Float[np.ndarray, "S S"], box: Float[np.ndarray, "4"], hw: HW
-) -> tuple[Float[np.ndarray, "h w"], int, int]:
-    """`paste_mask` by torchvision's rule, whose masks are True where the value exceeds 0.5.
-
-    The mask gets a border of one cell of zeros and the box grows with it, is cut to whole pixels
-    (towards zero) and ends one pixel later; the mask is resized to it, bilinear.
-    """
-    if not np.isfinite(box).all():
-        return np.zeros((0, 0), np.float32), 0, 0
-    cells = mask.shape[0]
-    center, half = (box[2:] + box[:2]) * np.float32(0.5), (box[2:] - box[:2]) * np.float32(0.5)
-    half = half * np.float32((cells + 2) / cells)
-    x0, y0 = (int(v) for v in center - half)
-    x1, y1 = (int(v) + 1 for v in center + half)
-    top, rows = _resize_weights(y0, y1, hw[0], cells + 2)
-    left, columns = _resize_weights(x0, x1, hw[1], cells + 2)
-    return rows @ np.pad(mask.astype(np.float32), 1) @ columns.T, top, left
 
 
 def crop_to_rle(crop: Bool[np.ndarray, "h w"], top: int, left: int, hw: HW) -> dict:
@@ -162,20 +148,6 @@ def _axis_weights(
     last = min(max(math.ceil(end + margin), first), length)
     position = (np.arange(first, last) + 0.5 - start) / extent * cells - 0.5
     distance = np.abs(position[:, None] - np.arange(cells))
-    return first, np.maximum(1 - distance, 0).astype(np.float32)
-
-
-def _resize_weights(
-    start: int, end: int, length: int, cells: int
-) -> tuple[int, Float[np.ndarray, "n S"]]:
-    """Like `_axis_weights` for cells that are stretched over the pixels start .. end - 1.
-
-    Pixels beyond the centres of the outer cells repeat these.
-    """
-    first, last = min(max(start, 0), length), min(end, length)
-    inside = np.arange(first, max(last, first))
-    position = (inside + 0.5 - start) * (cells / max(end - start, 1)) - 0.5
-    distance = np.abs(position.clip(0, cells - 1)[:, None] - np.arange(cells))
     return first, np.maximum(1 - distance, 0).astype(np.float32)
 
 

@@ -27,6 +27,7 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import build, forward_predict
 from maskrcnn_jax.prediction import Prediction
 from maskrcnn_jax.types import Detections
+from maskrcnn_jax.weights.presets import PRESETS
 
 HW = tuple[int, int]
 Say = Callable[[str], None]
@@ -255,17 +256,21 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, depth:
 def _read_weights(path: Path) -> Weights:
     folder = checkpoint.find(path)
     variables, meta = checkpoint.load_variables(folder)
-    config = _tuples(meta["config"])
-    config["data"].setdefault("resize_rule", "pillow")
-    config["eval"].setdefault("paste_rule", "detectron2")
+    config = _complete(meta["config"])
     classes = meta["classes"]
     return Weights(
         variables,
-        ConfigDict(config),
+        config,
         tuple(classes["names"]),
         tuple(classes["category_ids"]),
         str(folder),
     )
+
+
+def _complete(config: dict[str, Any]) -> ConfigDict:
+    """A saved config; fields that are younger than it get what the model did before them."""
+    groups = PRESETS["detectron2"]
+    return ConfigDict({name: {**groups[name], **_tuples(config[name])} for name in groups})
 
 
 def _tuples(value: Any) -> Any:

@@ -119,6 +119,17 @@ def resize_image(image: UInt8[np.ndarray, "H W 3"], hw: HW) -> UInt8[np.ndarray,
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def torchvision_size(hw: HW, short: int, long: int) -> HW:
+    """Returns the size with the shorter side `short`, or less if the longer one exceeds `long`.
+
+    Rounded down. Source: torchvision `GeneralizedRCNNTransform`.
+    """
+    height, width = hw
+    scale = min(short / min(height, width), long / max(height, width))
+    # Rounded down even where only the product's rounding lies below: 47 * (96 / 47) gives 95.
+    return max(int(height * scale), 1), max(int(width * scale), 1)
+
+
 def resize_torchvision(
     image: UInt8[np.ndarray, "H W 3"], short: int, long: int
 ) -> Float[np.ndarray, "h w 3"]:
@@ -127,10 +138,7 @@ def resize_torchvision(
     Returns float32 on the scale 0..255. torchvision normalises before it resizes; a weighted mean
     commutes with that, up to float rounding. Source: torchvision `GeneralizedRCNNTransform`.
     """
-    height, width = image.shape[:2]
-    scale = min(short / min(height, width), long / max(height, width))
-    # Rounded down even where only the product's rounding lies below: 47 * (96 / 47) gives 95.
-    size = max(int(height * scale), 1), max(int(width * scale), 1)
+    size = torchvision_size(image.shape[:2], short, long)
     return resize_bilinear(image.astype(np.float32), size)
 
 
