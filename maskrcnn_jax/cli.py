@@ -7,10 +7,10 @@ import argparse
 import os
 import sys
 
-from maskrcnn_jax.commands import predict
+from maskrcnn_jax.commands import import_weights, predict
 from maskrcnn_jax.errors import Stopped, UserError
 
-VERBS = {"predict": predict}
+VERBS = {"predict": predict, "import-weights": import_weights}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import build, forward_predict
 from maskrcnn_jax.prediction import Prediction
 from maskrcnn_jax.types import Detections
+from maskrcnn_jax.weights import importer
 from maskrcnn_jax.weights.presets import PRESETS
 
 HW = tuple[int, int]
@@ -74,7 +75,9 @@ def load(
     """Reads weights and returns the predictor that they make.
 
     Args:
-      path: folder of a run (its best, else its last checkpoint) or of one checkpoint.
+      path: folder of a run (its best, else its last checkpoint) or of one checkpoint; or a file of
+        Detectron2, torchvision, MMDetection or Matterport; or a name such as
+        "detectron2/mask_rcnn_R_50_FPN_3x", which is fetched. The kind is told by the content.
       score_thresh: least score of a detection; by default that of the weights' config.
       class_names: one per class, in place of the weights' own.
       batch_size: pictures that go through the model together, once their canvas is the same. More
@@ -89,7 +92,7 @@ def load(
       UserError: no weights there, of another architecture than their config, or wrong arguments.
     """
     say = say or logging.getLogger("maskrcnn_jax").info
-    weights = _read_weights(Path(path))
+    weights = _read_weights(path, say)
     if class_names is not None:
         if len(class_names) != len(weights.names):
             raise UserError(
@@ -253,17 +256,26 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, depth:
         yield waiting.popleft().result()
 
 
-def _read_weights(path: Path) -> Weights:
-    folder = checkpoint.find(path)
-    variables, meta = checkpoint.load_variables(folder)
-    config = _complete(meta["config"])
-    classes = meta["classes"]
+def _read_weights(path: str | Path, say: Say) -> Weights:
+    """Reads weights of any kind; tells what is odd about them."""
+    located = importer.locate(path)
+    imported = importer.import_weights(located)
+    if imported.missing or not imported.classes["names"]:
+        raise UserError(
+            f"{path}: holds only a backbone, nothing that finds objects; give the weights of a "
+            "whole Mask R-CNN, or train one with init.checkpoint and init.part='backbone'"
+        )
+    if imported.spec is not None:
+        say(f"{path}: {imported.spec.family}, preset {imported.spec.preset}")
+        for warning in imported.spec.warnings:
+            say(f"WARNING: {warning}")
+    classes = imported.classes
     return Weights(
-        variables,
-        config,
+        imported.variables,
+        _complete(imported.config),
         tuple(classes["names"]),
         tuple(classes["category_ids"]),
-        str(folder),
+        str(checkpoint.find(located) if located.is_dir() else located),
     )
 
 

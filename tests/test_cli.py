@@ -131,7 +131,7 @@ def test_masks_equal_those_of_evaluation(found, workdir, photos, tmp_path):
     }
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
-    weights = _read_weights(workdir)
+    weights = _read_weights(workdir, print)
     config = weights.config
     config.data.canvases, config.eval.num_pictures = ((64, 96),), 0
     data, mesh = load_coco(str(path), str(photos)), runtime.make_mesh()

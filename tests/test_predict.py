@@ -47,27 +47,48 @@ def test_every_kind_of_input_agrees(predictor, tmp_path):
         assert_same(found, expected, 0)
 
 
+def by_hand(workdir, canvas, image_hw):
+    """The valid rows of what the model finds on a canvas."""
+    weights = maskrcnn_jax.predict._read_weights(workdir, print)
+    model = maskrcnn_jax.build(weights.config.model, 5)
+    run = jax.jit(lambda v, i, hw: maskrcnn_jax.forward_predict(model, v, i, hw))
+    out = jax.device_get(run(weights.variables, canvas[None], np.int32([image_hw])))
+    return jax.tree.map(lambda x: x[0][out.valid[0]], out._replace(num_dropped=out.scores))
+
+
 def test_fields_agree_with_the_model(predictor, workdir):
     """Boxes and scores against the model called by hand, on a picture that needs no resizing."""
     pixels = photo(64, 96)
-    weights = maskrcnn_jax.predict._read_weights(workdir)
-    model = maskrcnn_jax.build(weights.config.model, 5)
-    run = jax.jit(lambda v, i, hw: maskrcnn_jax.forward_predict(model, v, i, hw))
-    out = run(weights.variables, pixels[None], np.int32([[64, 96]]))
-    out = jax.device_get(out)
-    keep = out.valid[0]
-    found = predictor(pixels)
-    assert len(found) == keep.sum() > 3
-    np.testing.assert_allclose(found.boxes, out.boxes[0][keep], atol=1e-3)
-    np.testing.assert_allclose(found.scores, out.scores[0][keep], atol=1e-5)
-    assert found.names == [tiny_checkpoint.NAMES[c] for c in out.classes[0][keep]]
+    found, out = predictor(pixels), by_hand(workdir, pixels, (64, 96))
+    assert len(found) == len(out.boxes) > 3
+    np.testing.assert_allclose(found.boxes, out.boxes, atol=1e-3)
+    np.testing.assert_allclose(found.scores, out.scores, atol=1e-5)
+    assert found.names == [tiny_checkpoint.NAMES[c] for c in out.classes]
     masks = [
         postprocess.paste_binary(m, b, (64, 96), 0.5)
-        for m, b in zip(out.masks[0][keep], found.boxes, strict=True)
+        for m, b in zip(out.masks, found.boxes, strict=True)
     ]
     assert (found.masks == masks).mean() > 0.9999
     for rle, mask in zip(found.rles, found.masks, strict=True):
         np.testing.assert_array_equal(coco_mask.decode(rle).astype(bool), mask)
+
+
+def test_the_rules_of_the_weights_are_followed(tmp_path):
+    """torchvision's: floats without antialias, the size rounded down, masks in whole pixels."""
+    workdir = tiny_checkpoint.make(tmp_path / "run", rules=("torchvision", "torchvision"))
+    image, canvas = photo(61, 87), np.zeros((64, 96, 3), np.float32)
+    resized = preprocess.resize_torchvision(image, 64, 96)
+    assert resized.shape == (64, 91, 3)  # 64 / 61 * 87 = 91.3
+    canvas[:64, :91] = resized
+    found, out = maskrcnn_jax.load(workdir)(image), by_hand(workdir, canvas, (64, 91))
+    boxes = out.boxes * np.float32([87 / 91, 61 / 64] * 2)
+    assert len(found) == len(boxes) > 3
+    np.testing.assert_allclose(found.boxes, boxes, atol=1e-3)
+    masks = [
+        postprocess.paste_torchvision(m, b, (61, 87)) > 0.5
+        for m, b in zip(out.masks, boxes, strict=True)
+    ]
+    assert (found.masks == masks).mean() > 0.999
 
 
 def test_boxes_are_in_pixels_of_the_picture(predictor):

@@ -13,13 +13,20 @@ NAMES = ["cat", "dog", "owl", "big fox", "a/b"]
 CATEGORY_IDS = [3, 7, 90, 4, 1]
 
 
-def make(workdir: Path, size: tuple[int, int] = (64, 96), **fields) -> Path:
+def make(
+    workdir: Path,
+    size: tuple[int, int] = (64, 96),
+    rules: tuple[str, str] = ("pillow", "detectron2"),
+    **fields,
+) -> Path:
     """Saves the checkpoint of step 0 in a new workdir.
 
-    size: short_test and long_test. Keyword arguments are model fields.
+    size: short_test and long_test. rules: of resizing and pasting. Keyword arguments are model
+    fields.
     """
     config = tiny_model.config(**fields)
     config.data.short_test, config.data.long_test = size
+    config.data.resize_rule, config.eval.paste_rule = rules
     variables = train_step.init_variables(tiny_model.model(**fields), 0)
     meta = {
         "step": 0,
