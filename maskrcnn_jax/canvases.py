@@ -13,9 +13,9 @@ class CanvasPlan:
     """Chooses canvases, one after another; never more than `limit` different ones.
 
     In the mode "exact" a picture gets the canvas that its peer gives it, and the same numbers come
-    out. What comes after `limit` less the number of buckets goes to the least known canvas or
-    bucket that holds it. There, anchors beyond the peer's canvas are masked; the features near the
-    border of the picture differ a little, as what lies beyond them is further padding.
+    out. Once these and the buckets, a few canvases that hold all sizes, are `limit`, a picture of a
+    new size goes to the least of them that holds it. There, anchors beyond the peer's canvas are
+    masked; features near the border of the picture differ a little, for the further padding.
     """
 
     def __init__(
@@ -31,22 +31,22 @@ class CanvasPlan:
         if len(self._buckets) > limit:
             sides = [max(sides) for sides in zip(*self._buckets, strict=True)]
             self._buckets = ((sides[0], sides[1]),)
-        self._room = limit - len(self._buckets) if mode == "exact" else 0
         self._exact: set[HW] = set()
-        self._tells = mode == "exact"
+        self._adds = mode == "exact"
 
     def choose(self, placement: conventions.Placement) -> HW:
         """The canvas for a picture that is to lie so."""
         canvas = placement.canvas
-        if canvas not in self._exact and len(self._exact) < self._room:
-            self._exact.add(canvas)
+        if self._adds and canvas not in self._exact:
+            if len({*self._exact, *self._buckets, canvas}) <= self._limit:
+                self._exact.add(canvas)
+            else:
+                self._adds = False
+                self._say(
+                    f"pictures of many sizes: {len(self._exact)} canvases fit exactly; from now on "
+                    f"pictures of other sizes share {len({*self._exact, *self._buckets})} canvases "
+                    f"(max_programs {self._limit}), which changes features near the border a little"
+                )
         if canvas in self._exact:
             return canvas
-        if self._tells:
-            self._tells = False
-            self._say(
-                f"pictures of many sizes: {len(self._exact)} canvases fit exactly; from now on "
-                f"other sizes are padded to one of these or of {len(self._buckets)} larger ones "
-                f"(at most {self._limit} programs), which changes features near the border a little"
-            )
         return preprocess.choose_canvas(placement.image_hw, [*self._exact, *self._buckets])
