@@ -37,6 +37,8 @@ class CanvasPlan:
     def choose(self, placement: conventions.Placement) -> HW:
         """The canvas for a picture that is to lie so."""
         canvas = placement.canvas
+        if placement.fixed:
+            return canvas
         if self._adds and canvas not in self._exact:
             if len({*self._exact, *self._buckets, canvas}) <= self._limit:
                 self._exact.add(canvas)

@@ -23,6 +23,7 @@ class Placement(NamedTuple):
     canvas: HW  # the peer's own: the least that holds the picture
     image_hw: HW  # what lies beyond it on the canvas is padding to the model
     window: Window  # x0, y0, x1, y1 on the canvas: the picture itself
+    fixed: bool = False  # no larger canvas will do
 
 
 class ResizeRule(NamedTuple):

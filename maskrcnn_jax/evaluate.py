@@ -241,8 +241,9 @@ def _plan(
 ) -> list[_Batch]:
     groups: dict[tuple[int, int], list[int]] = {}
     for row, hw in enumerate(sizes):
-        resized = conventions.place((int(hw[0]), int(hw[1])), *resize).image_hw
-        groups.setdefault(preprocess.choose_canvas(resized, canvases), []).append(row)
+        own = conventions.place((int(hw[0]), int(hw[1])), *resize)
+        canvas = own.canvas if own.fixed else preprocess.choose_canvas(own.image_hw, canvases)
+        groups.setdefault(canvas, []).append(row)
     batches = []
     for canvas, rows in groups.items():
         for start in range(0, len(rows), batch_size):
