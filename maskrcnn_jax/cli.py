@@ -4,6 +4,7 @@ Exit status: 0 done, 1 it failed or was stopped, 2 a mistake in the command, a f
 """
 
 import argparse
+import io
 import os
 import sys
 
@@ -15,6 +16,10 @@ VERBS = {"predict": predict, "import-weights": import_weights}
 
 def main(argv: list[str] | None = None) -> int:
     """Parses, calls the verb, prints mistakes in one line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # File names may hold bytes that are no text; they must not end the run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         return args.run(args)

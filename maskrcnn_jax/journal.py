@@ -28,6 +28,8 @@ class Journal:
         self._path = folder / NAME
         self._places: dict[str, tuple[int, dict]] = {}  # path of the picture -> offset, head
         self._settings = json.loads(json.dumps(settings))
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; give a folder for the results")
         if overwrite or not self._path.exists():
             if not overwrite and folder.is_dir() and any(folder.iterdir()):
                 raise UserError(

@@ -1,6 +1,7 @@
 """The console command as a user meets it: folders, resume, broken files, mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,28 @@ def test_rotated_photographs(workdir, tmp_path, capsys):
     assert len(read(out / "images.json")["images"]) == 1
 
 
+def test_names_that_are_no_text(workdir, photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in (b"\xff.jpg", "Gr\u00fc\u00dfe \u732b.jpg".encode()):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write((photos / "a.jpg").read_bytes())
+    with open(os.path.join(os.fsencode(folder), b"broken\xff.jpg"), "wb") as file:
+        file.write(b"nothing")
+    argv = ["predict", "--weights", str(workdir), str(folder), "--output", str(tmp_path / "out")]
+    run = subprocess.run(
+        [sys.executable, "-m", "maskrcnn_jax", *argv],
+        cwd=tiny_run.ROOT,
+        env=tiny_run.environment(tmp_path, LC_ALL="C.UTF-8"),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2 pictures" in run.stdout and r"broken\udcff.jpg" in run.stdout
+    names = {os.fsencode(p.name) for p in (tmp_path / "out" / "overlays").iterdir()}
+    assert names == {b"\xff.jpg", "Gr\u00fc\u00dfe \u732b.jpg".encode()}
+
+
 @pytest.mark.parametrize(
     "change, reason",
     [
@@ -260,6 +283,7 @@ def test_rotated_photographs(workdir, tmp_path, capsys):
         ({"--score-thresh": "high"}, "score-thresh"),
         ({"--batch-size": "0"}, "batch_size"),
         ({"--max-programs": "0"}, "max_programs"),
+        ({"--output": "LIST"}, "is a file"),
         ({"--classes": "gone.txt"}, "gone.txt"),
         ({"--annotations": "gone.json"}, "gone.json"),
         ({"--annotations": "LIST"}, "'images'"),
