@@ -8,10 +8,10 @@ import io
 import os
 import sys
 
-from maskrcnn_jax.commands import import_weights, predict
+from maskrcnn_jax.commands import export, import_weights, predict
 from maskrcnn_jax.errors import Stopped, UserError
 
-VERBS = {"predict": predict, "import-weights": import_weights}
+VERBS = {"predict": predict, "import-weights": import_weights, "export": export}
 
 
 def main(argv: list[str] | None = None) -> int:

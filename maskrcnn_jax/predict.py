@@ -272,15 +272,18 @@ def _read_weights(path: str | Path, say: Say) -> Weights:
     classes = imported.classes
     return Weights(
         imported.variables,
-        _complete(imported.config),
+        complete_config(imported.config),
         tuple(classes["names"]),
         tuple(classes["category_ids"]),
         str(checkpoint.find(located) if located.is_dir() else located),
     )
 
 
-def _complete(config: dict[str, Any]) -> ConfigDict:
-    """A saved config; fields that are younger than it get what the model did before them."""
+def complete_config(config: dict[str, Any]) -> ConfigDict:
+    """The groups model, data and eval of a checkpoint's config.
+
+    Fields that are younger than the checkpoint get what the model did before them.
+    """
     groups = PRESETS["detectron2"]
     return ConfigDict({name: {**groups[name], **_tuples(config[name])} for name in groups})
 

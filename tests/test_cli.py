@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_checkpoint
@@ -15,7 +16,7 @@ from pycocotools.coco import COCO
 from tiny_checkpoint import photo
 
 import maskrcnn_jax
-from maskrcnn_jax import cli, files, preprocess
+from maskrcnn_jax import checkpoint, cli, files, preprocess
 from maskrcnn_jax.errors import UserError
 
 
@@ -102,8 +103,6 @@ def test_results_are_read_by_pycocotools(found):
 
 def test_masks_equal_those_of_evaluation(found, workdir, photos, tmp_path):
     """Evaluation, on its own path through batches and canvases, writes the same rows."""
-    import jax
-
     from maskrcnn_jax import evaluate, logs, runtime
     from maskrcnn_jax.data.coco import load_coco
     from maskrcnn_jax.predict import _read_weights
@@ -300,6 +299,50 @@ def test_mistakes_are_one_line(workdir, photos, tmp_path, capsys, change, reason
     status, _, err = maskrcnn(capsys, "predict", images, *argv)
     assert status == 2
     assert reason in err.strip().splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """A checkpoint whose norms other programs have."""
+    fields = {"norm": "frozen", "head_norm": "none", "freeze_at": 2, "score_thresh": 0.05}
+    return tiny_checkpoint.make(tmp_path_factory.mktemp("frozen") / "run", **fields)
+
+
+@pytest.mark.parametrize("program", ["detectron2", "torchvision"])
+@pytest.mark.parametrize("kind", ["pth", "pkl", "safetensors"])
+def test_weights_go_to_other_programs_and_back(frozen, tmp_path, capsys, program, kind):
+    path = tmp_path / f"weights.{kind}"
+    argv = ["export", frozen, tmp_path / "weights", "--to", program, "--format", kind]
+    status, text, err = maskrcnn(capsys, *argv)
+    assert status == 0 and f"tensors for {program}" in text, err
+    status, text, err = maskrcnn(capsys, "import-weights", path, tmp_path / "back")
+    assert status == 0 and f"family   {program}" in text and "classes  5" in text, err
+    assert "preset   data.resize_rule" in text
+    before, after = (checkpoint.load_variables(f)[0] for f in (frozen, tmp_path / "back"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+    # And once more from what was imported: the same file.
+    again = tmp_path / f"again.{kind}"
+    assert maskrcnn(capsys, "export", tmp_path / "back", again, "--to", program)[0] == 0
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_the_mistakes_of_import_and_export(workdir, frozen, tmp_path, capsys):
+    cases = [
+        (["import-weights", "gone.pth", tmp_path / "a"], "gone.pth"),
+        (["import-weights", frozen, tmp_path / "a"], "needs no import"),
+        (["export", "gone", tmp_path / "a.pth", "--to", "detectron2"], "gone"),
+        (["export", frozen, tmp_path / "a.pth", "--to", "mmdetection"], "mmdetection"),
+        (["export", workdir, tmp_path / "a.pth", "--to", "detectron2"], "detectron2"),
+    ]
+    (tmp_path / "b.pkl").write_bytes(b"mine")
+    cases.append((["export", frozen, tmp_path / "b.pkl", "--to", "detectron2"], "--overwrite"))
+    for argv, reason in cases:
+        status, _, err = maskrcnn(capsys, *argv)
+        assert status == 2 and reason in err and "Traceback" not in err
+    assert listing(tmp_path) == ["b.pkl"]
+    assert maskrcnn(capsys, *cases[-1][0], "--overwrite")[0] == 0
+    assert (tmp_path / "b.pkl").stat().st_size > 10_000
 
 
 def test_help_has_an_example_and_costs_no_jax():
