@@ -168,7 +168,7 @@ def _legacy(name: str) -> str:
     """What a convolution was called before torchvision 0.13; the released v1 file has it so."""
     if name.startswith("roi_heads.mask_head."):
         return f"roi_heads.mask_head.mask_fcn{int(name.split('.')[2]) + 1}"
-    if name.startswith("rpn.head.conv."):
+    if name == "rpn.head.conv.0.0":
         return "rpn.head.conv"
     return name.removesuffix(".0") if name.startswith("backbone.fpn.") else name
 
