@@ -193,7 +193,7 @@ def test_each_canvas_is_compiled_once_and_runs_end_early(cache, tmp_path):
         cache,
         tiny_run.arguments(
             tmp_path,
-            "data.canvases=((64,96),(96,64),(96,96))",
+            "data.canvases=((64,96),(96,64))",
             "data.short=(56,64)",
             "data.shapes_val=8",
             "optim.base_lr=1e-12",
@@ -205,8 +205,7 @@ def test_each_canvas_is_compiled_once_and_runs_end_early(cache, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("training step", "prediction"):
         canvases = compiled(done.stdout, name)
-        assert len(canvases) == len(set(canvases)) > 1, (name, canvases)
-        assert set(canvases) <= {"64x96", "96x64", "96x96"}
+        assert sorted(canvases) == ["64x96", "96x64"], (name, canvases)
     assert "no better segm/AP in the last 1 evaluations: the run ends early, at step 16" in (
         done.stdout
     )

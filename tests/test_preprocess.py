@@ -1,18 +1,17 @@
-"""Decoding, resizing and padding against Detectron2's numbers and Pillow."""
+"""Decoding, sizes, canvases and padding against Pillow and their definitions."""
 
 import io
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from maskrcnn_jax import preprocess
 from maskrcnn_jax.errors import UserError
 
-GOLDEN = Path(__file__).parent / "golden"
 sides = st.integers(1, 3000)
 
 
@@ -27,15 +26,6 @@ def _photo(height: int = 20, width: int = 30) -> np.ndarray:
     return np.stack([8 * x, 12 * y, 255 - 4 * x - 4 * y], -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("case", ["down", "up", "capped"])
-def test_resize_equals_detectron2(case):
-    golden = np.load(GOLDEN / "resize.npz")
-    image, (short, long) = golden[f"{case}/image"], golden[f"{case}/short_long"]
-    size = preprocess.shortest_edge_size(image.shape[:2], int(short), int(long))
-    resized = preprocess.resize_image(image, size)
-    np.testing.assert_array_equal(resized, golden[f"{case}/detectron2"])
-
-
 @given(sides, sides, st.integers(32, 1024), st.floats(1, 3))
 def test_resized_images_fit_a_derived_canvas(height, width, short, ratio):
     long = int(short * ratio)
@@ -43,6 +33,30 @@ def test_resized_images_fit_a_derived_canvas(height, width, short, ratio):
     assert min(size) <= short and max(size) <= long and min(size) >= 1
     canvas = preprocess.choose_canvas(size, preprocess.derive_canvases(short, long))
     assert canvas[0] % 32 == canvas[1] % 32 == 0
+
+
+@settings(max_examples=30)
+@given(st.tuples(*[st.integers(1, 40)] * 4), st.integers(0, 2**32 - 1))
+def test_bilinear_resize_is_jaxs(sizes, seed):
+    """Up and down, to and from single pixels, of images with and without channels."""
+    image = np.random.default_rng(seed).uniform(0, 255, (*sizes[:2], 3)).astype(np.float32)
+    ours = preprocess.resize_bilinear(image, sizes[2:])
+    theirs = jax.image.resize(image, (*sizes[2:], 3), "linear", antialias=False)
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    flat = preprocess.resize_bilinear(image[..., 0], sizes[2:])
+    np.testing.assert_array_equal(flat, ours[..., 0])
+    assert ours.dtype == np.float32
+
+
+@settings(max_examples=50)
+@given(st.integers(8, 90), st.integers(8, 90), st.integers(16, 128), st.floats(1, 3))
+def test_torchvisions_sizes_are_those_of_detectron2_or_one_less(height, width, short, ratio):
+    """Both keep the aspect; torchvision rounds down where Detectron2 rounds to the nearest."""
+    image, limit = np.zeros((height, width, 3), np.uint8), int(short * ratio)
+    ours = preprocess.resize_torchvision(image, short, limit).shape[:2]
+    theirs = preprocess.shortest_edge_size((height, width), short, limit)
+    assert all(b - a in (0, 1) for a, b in zip(ours, theirs, strict=True))
+    assert min(ours) <= short and max(ours) <= limit
 
 
 def test_canvases_of_detectron2_sizes():

@@ -1,7 +1,6 @@
 """Targets of one image: which anchors and rois are drawn, and what they should have said."""
 
-from pathlib import Path
-
+import golden_sets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,9 +102,9 @@ def test_anchors_on_padding_take_no_part():
 @pytest.mark.parametrize("size", [14, 28])
 def test_mask_targets_are_detectron2s(size):
     """Its masks of the whole image as ours: packed, in a frame of the image's size."""
-    with np.load(Path(__file__).parent / "golden" / "mask_targets.npz") as golden:
-        bitmaps, rois = golden["bitmasks"], golden["boxes"]
-        expected = golden[f"detectron2_bitmask_{size}"]
+    golden = golden_sets.load("torch", "mask_targets")
+    bitmaps, rois = golden["bitmasks"], golden["boxes"]
+    expected = golden[f"detectron2_bitmask_{size}"]
     side = -(-max(bitmaps.shape[1:]) // 8) * 8
     square = np.zeros((len(bitmaps), side, side), np.uint8)
     square[:, : bitmaps.shape[1], : bitmaps.shape[2]] = bitmaps

@@ -60,8 +60,10 @@ def axis_weights(
     total = jnp.zeros(bin_start.shape[:2] + (length,), jnp.float32)
     for i in range(near):
         index = first + i
-        position = bin_start + (index + 0.5) * bin_size / jnp.maximum(num, 1.0)
-        counts = (index < num) & (position >= -margin) & (position <= length - 1 + margin)
+        exists = index < num
+        # A divisor for each sample: by one for all of a roi, its reciprocal would be multiplied.
+        position = bin_start + (index + 0.5) * bin_size / jnp.where(exists, num, 1.0)
+        counts = exists & (position >= -margin) & (position <= length - 1 + margin)
         distance = jnp.abs(jnp.clip(position, 0.0, length - 1.0) - line)
         total += jnp.where(counts, jnp.maximum(1.0 - distance, 0.0), 0.0)
     return total / jnp.maximum(num, 1.0)
