@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from maskrcnn_jax import checkpoint, postprocess, preprocess, results, runtime, visualize
+from maskrcnn_jax import checkpoint, initial, postprocess, preprocess, results, runtime, visualize
 from maskrcnn_jax.data.coco import CocoData, instance_mask
 from maskrcnn_jax.datasets import check_classes, load_data
 from maskrcnn_jax.errors import UserError
@@ -248,7 +248,12 @@ def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
         log.say(line)
     _, data = load_data(config, train=False)
     path = config.init.checkpoint or workdir
-    variables, meta = checkpoint.load_variables(path)
+    imported = initial.read_foreign(config, log.say)
+    if imported is None:
+        variables, meta = checkpoint.load_variables(path)
+    else:
+        initial.adopt_preset(config, imported, log.say, evaluates=True)
+        variables, meta = imported.variables, {"classes": imported.classes, "step": 0}
     check_classes(meta["classes"], data, str(path))
     model = build(config.model, len(data.names))
     fresh = init_variables(model, 0)

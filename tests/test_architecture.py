@@ -17,6 +17,7 @@ FLOORS = {
     "train": 3,
     "train_step": 3,
     "evaluate": 3,
+    "initial": 3,
     "predict": 3,
     "checkpoint": 3,
     "optimizer": 3,
@@ -35,6 +36,7 @@ FLOORS = {
     "data": 1,
     "weights": 1,
     "weights.importer": 3,  # joins the families with the model and our checkpoints
+    "weights.exporter": 3,
     "preprocess": 1,
     "postprocess": 1,
     "ops": 0,
