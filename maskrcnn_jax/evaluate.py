@@ -15,6 +15,7 @@ from PIL import Image
 from maskrcnn_jax import (
     checkpoint,
     conventions,
+    initial,
     postprocess,
     preprocess,
     results,
@@ -263,7 +264,12 @@ def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
         log.say(line)
     _, data = load_data(config, train=False)
     path = config.init.checkpoint or workdir
-    variables, meta = checkpoint.load_variables(path)
+    imported = initial.read_foreign(config, log.say)
+    if imported is None:
+        variables, meta = checkpoint.load_variables(path)
+    else:
+        initial.adopt_preset(config, imported, log.say, evaluates=True)
+        variables, meta = imported.variables, {"classes": imported.classes, "step": 0}
     check_classes(meta["classes"], data, str(path))
     model = build(config.model, len(data.names))
     fresh = init_variables(model, 0)

@@ -12,9 +12,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import checkpoint, flight, runtime
+from maskrcnn_jax import checkpoint, flight, initial, runtime
 from maskrcnn_jax import config as config_lib
-from maskrcnn_jax.data.coco import CocoData
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator
@@ -79,6 +78,7 @@ class _Run:
         )
         for line in runtime.describe_devices():
             self.log.say(line)
+        self.imported = self._adopt_preset()
         self.records = self._prepare_records()
         self.mesh = runtime.make_mesh()
         self.model = mask_rcnn.build(config.model, len(self.train_data.names))
@@ -93,12 +93,25 @@ class _Run:
         self.clock = StepClock()
         self.stop_asked = False
 
+    def _adopt_preset(self) -> initial.Imported | None:
+        """Brings the config into agreement with foreign weights, before the model is built."""
+        config, say = self.config, self.log.say
+        if self.start:
+            saved = checkpoint.read_meta(self.store.folder / str(self.start))["config"]
+            initial.keep_preset(config, saved, say)
+            return None
+        imported = initial.read_foreign(config, say)
+        if imported is not None:
+            initial.adopt_preset(config, imported, say)
+        return imported
+
     def _fresh_state(self) -> TrainState:
         config, say = self.config, self.log.say
         t, o = config.train, config.optim
         variables = jax.tree.map(np.asarray, init_variables(self.model, t.seed))
         if config.init.checkpoint and not self.start:
-            variables = load_initial(config, variables, self.train_data)
+            variables = initial.load_initial(config, variables, self.train_data, self.imported, say)
+            self.imported = None
         count = sum(x.size for x in jax.tree.leaves(variables["params"]))
         say(f"{count / 1e6:.2f} M parameters, {len(self.classes['names'])} classes")
         say(
@@ -313,27 +326,6 @@ class _Run:
             self._save(done)
             self.store.close()
             raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from it")
-
-
-def load_initial(config: ConfigDict, variables: dict[str, Any], data: CocoData) -> dict[str, Any]:
-    """Fills random variables from init.checkpoint: all of them, or the backbone's.
-
-    Raises UserError when it is of another architecture or other classes.
-    """
-    path = config.init.checkpoint
-    source, meta = checkpoint.load_variables(path)
-    wanted = variables
-    if config.init.part == "backbone":
-        source, wanted = (
-            {name: {k: v for k, v in tree.items() if k == "backbone"} for name, tree in x.items()}
-            for x in (source, variables)
-        )
-    else:
-        check_classes(meta["classes"], data, path)
-    for name, tree in wanted.items():
-        shapes = checkpoint.shapes_of(source[name]), checkpoint.shapes_of(tree)
-        checkpoint.check_same(*shapes, where=path)
-    return {name: {**variables[name], **source[name]} for name in variables}
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -20,6 +20,7 @@ FLOORS = {
     "cli": 4,
     "__main__": 4,
     "commands": 4,
+    "initial": 3,
     "predict": 3,
     "predict_folder": 3,
     "journal": 3,
@@ -43,6 +44,7 @@ FLOORS = {
     "data": 1,
     "weights": 1,
     "weights.importer": 3,  # joins the families with the model and our checkpoints
+    "weights.exporter": 3,
     "preprocess": 1,
     "postprocess": 1,
     "conventions": 1,

@@ -162,15 +162,20 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> ModuleType:
     """The family's module. Raises UserError for tensors of none."""
-    for family in FAMILIES:
-        if family.recognises(tensors):
-            return family
+    for module in FAMILIES:
+        if module.recognises(tensors):
+            return module
     some = ", ".join(list(tensors)[:5]) or "none"
     raise UserError(
         "its tensors are those of no family known here ("
-        + ", ".join(family.NAME for family in FAMILIES)
+        + ", ".join(module.NAME for module in FAMILIES)
         + f"); the first are: {some}"
     )
+
+
+def family(name: str) -> ModuleType:
+    """The module of a family's NAME."""
+    return next(module for module in FAMILIES if name == module.NAME)
 
 
 def model_shapes(model_config: Mapping[str, Any], num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -183,14 +188,14 @@ def model_shapes(model_config: Mapping[str, Any], num_classes: int) -> dict[str,
 
 def _import(source: readers.Source) -> Imported:
     tensors = source.tensors
-    family = recognise(tensors)
-    spec = family.describe(tensors)
-    if hasattr(family, "refine"):
-        spec = family.refine(spec, source.path, source.extra)
+    module = recognise(tensors)
+    spec = module.describe(tensors)
+    if hasattr(module, "refine"):
+        spec = module.refine(spec, source.path, source.extra)
     preset = PRESETS[spec.preset]
     config = {"preset": spec.preset, **preset, "model": preset["model"] | spec.model}
     shapes = model_shapes(config["model"], spec.num_classes or 1)
-    rules = family.rules(spec)
+    rules = module.rules(spec)
     _check_complete(rules, tensors, shapes, whole=spec.num_classes is not None)
     flat: dict[str, np.ndarray] = {}
     originals: dict[str, np.ndarray] = {}
@@ -222,14 +227,14 @@ def _check_complete(
         used = {name for rule in rules for name in rule.sources}
         spare = [name for name in tensors if name not in used]
         raise UserError(
-            f"{len(lost)} tensors are missing: {_some(lost)}"
-            + (f"; {len(spare)} are there that nothing asks for: {_some(spare)}" if spare else "")
+            f"{len(lost)} tensors are missing: {some(lost)}"
+            + (f"; {len(spare)} are there that nothing asks for: {some(spare)}" if spare else "")
         )
     targets = {path for rule in rules for path in rule.targets}
     if whole and (unfilled := [path for path in shapes if path not in targets]):
-        raise UserError(f"no tensor fills {_some(unfilled)}")
+        raise UserError(f"no tensor fills {some(unfilled)}")
     if strange := sorted(targets - shapes.keys()):
-        raise UserError(f"the model that its tensors describe has no {_some(strange)}")
+        raise UserError(f"the model that its tensors describe has no {some(strange)}")
 
 
 def _apply(
@@ -282,6 +287,7 @@ def _own(path: Path) -> Imported:
     return Imported(spec, meta["config"], variables, meta["classes"], (), (), originals)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first five names, and how many more there are."""
     more = f", ... and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more

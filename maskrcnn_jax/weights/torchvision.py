@@ -1,8 +1,9 @@
 """torchvision: maskrcnn_resnet50_fpn, its _v2, and ImageNet ResNets as backbones.
 
-Variants: "v1" (frozen norms with eps 0, as the released weights expect), "v2" (batch norms behind
-the convolutions of FPN and heads, which fold into the convolutions), "resnet". The background is
-class 0 and has deltas and masks of its own: its logit becomes our last one, the rest is left out.
+Variants: "v1" (frozen norms with eps 0, as the released weights expect), "v1_trained" (the same
+names, exported by us for torchvision's usual eps), "v2" (batch norms behind the convolutions of FPN
+and heads, which fold into the convolutions), "resnet". The background is class 0 and has deltas and
+masks of its own: its logit becomes our last one, the rest is left out.
 """
 
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def _detector(spec: Spec) -> list[Rule]:
         found += layout.conv_bias(old if old in spec.optional else name, f"params/{path}")
 
     def add_normed(name: str, path: str) -> None:
-        if spec.variant == "v1":
+        if spec.variant != "v2":
             return add(name, path)
         norm = layout.bn_names(f"{name.removesuffix('.0')}.1")
         found.append(layout.conv_with_norm(f"{name}.weight", norm, f"params/{path}", layout.BN_EPS))
@@ -106,7 +107,7 @@ def _detector(spec: Spec) -> list[Rule]:
     for i in range(model["box_convs"]):
         add_normed(f"roi_heads.box_head.{i}.0", f"box_head/conv{i + 1}/conv")
     found += layout.dense_on_pooled(_first_fc(model["box_convs"]), "params/box_head/fc1")
-    if spec.variant == "v1":
+    if spec.variant != "v2":
         found += layout.dense("roi_heads.box_head.fc7", "params/box_head/fc2")
     found += _class_logits(f"{_BOX}.cls_score", "params/box_head/cls_score")
     found += _without_background(layout.dense(f"{_BOX}.bbox_pred", "params/box_head/bbox_pred"), 4)
@@ -168,7 +169,7 @@ def _legacy(name: str) -> str:
     """What a convolution was called before torchvision 0.13; the released v1 file has it so."""
     if name.startswith("roi_heads.mask_head."):
         return f"roi_heads.mask_head.mask_fcn{int(name.split('.')[2]) + 1}"
-    if name.startswith("rpn.head.conv."):
+    if name == "rpn.head.conv.0.0":
         return "rpn.head.conv"
     return name.removesuffix(".0") if name.startswith("backbone.fpn.") else name
 

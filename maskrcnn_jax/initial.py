@@ -1,0 +1,145 @@
+"""What a run starts from: init.checkpoint, of a run of ours or of another program."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maskrcnn_jax import checkpoint
+from maskrcnn_jax.data.coco import CocoData
+from maskrcnn_jax.datasets import check_classes, classes_of
+from maskrcnn_jax.weights import importer, zoo
+from maskrcnn_jax.weights.importer import Imported
+from maskrcnn_jax.weights.presets import BACKBONE_FIELDS, TRAINING_FIELDS
+
+Say = Callable[[str], None]
+
+
+def read_foreign(config: ConfigDict, say: Say) -> Imported | None:
+    """Imports init.checkpoint if it is another program's; None for a run's own, or without one.
+
+    say: gets one line for what was read, and one for each warning.
+    """
+    path = config.init.checkpoint
+    folder = Path(path).expanduser()
+    if not path or not (folder.is_file() or path in zoo.ZOO or _was_imported(folder)):
+        return None
+    imported = importer.import_weights(path)
+    spec = imported.spec
+    classes = f"{spec.num_classes} classes" if spec.num_classes else "a backbone alone"
+    say(f"{path}: {spec.family} {spec.variant}, ResNet-{spec.model['depth']}, {classes}")
+    for warning in spec.warnings:
+        say(f"WARNING: {warning}")
+    if imported.unused:
+        say(f"{path}: {len(imported.unused)} tensors are not used: {', '.join(imported.unused)}")
+    return imported
+
+
+def adopt_preset(config: ConfigDict, imported: Imported, say: Say, evaluates: bool = False) -> None:
+    """Puts the fields that the weights expect into the config, unless init.use_preset is false.
+
+    Training keeps its own recipe (`presets.TRAINING_FIELDS`) and its sizes; evaluation takes all.
+    Each field that changes is told.
+    """
+    if not config.init.use_preset:
+        return
+    names = _adopted(config, whole=imported.spec.num_classes is not None, evaluates=evaluates)
+    _replace(config, {"model": {f: imported.config["model"][f] for f in names}}, say)
+    if evaluates:
+        _replace(config, {group: imported.config[group] for group in ("data", "eval")}, say)
+
+
+def keep_preset(config: ConfigDict, saved: Mapping[str, Any], say: Say) -> None:
+    """For a run that goes on: the fields that it adopted when it began, from its saved config.
+
+    So it needs the foreign file no longer.
+    """
+    path = Path(config.init.checkpoint).expanduser()
+    if not config.init.checkpoint or not config.init.use_preset or _is_own(path):
+        return
+    names = _adopted(config, whole=True, evaluates=False)
+    _replace(config, {"model": {f: _tuples(saved["model"][f]) for f in names}}, say)
+
+
+def load_initial(
+    config: ConfigDict,
+    variables: dict[str, Any],
+    data: CocoData,
+    imported: Imported | None,
+    say: Say,
+) -> dict[str, Any]:
+    """Fills random variables from init.checkpoint: all of them, or the backbone's.
+
+    imported: what `read_foreign` gave. say: gets a line for everything that stays random.
+    Raises UserError when the weights are of another architecture or other classes.
+    """
+    path, part = config.init.checkpoint, config.init.part
+    if imported is not None:
+        if part == "backbone":
+            imported = replace(imported, variables=_only_backbone(imported.variables))
+        elif imported.spec.num_classes:
+            _compare_names(imported, data, say)
+        variables, lines = importer.fill(variables, imported, config.init.skip_heads)
+        for line in lines:
+            say(f"{path}: {line}")
+        return variables
+    source, meta = checkpoint.load_variables(path)
+    wanted = variables
+    if part == "backbone":
+        source, wanted = _only_backbone(source), _only_backbone(variables)
+    else:
+        check_classes(meta["classes"], data, path)
+    for name, tree in wanted.items():
+        shapes = checkpoint.shapes_of(source[name]), checkpoint.shapes_of(tree)
+        checkpoint.check_same(*shapes, where=path)
+    return {name: {**variables[name], **source[name]} for name in variables}
+
+
+def _adopted(config: ConfigDict, whole: bool, evaluates: bool) -> tuple[str, ...]:
+    if not whole or config.init.part == "backbone":
+        return BACKBONE_FIELDS
+    kept = ("dtype", "remat", "freeze_at") if evaluates else TRAINING_FIELDS
+    return tuple(name for name in config.model if name not in kept)
+
+
+def _replace(config: ConfigDict, groups: Mapping[str, Mapping[str, Any]], say: Say) -> None:
+    for group, fields in groups.items():
+        for name, value in fields.items():
+            before = config[group][name]
+            if before != value:
+                say(f"config.{group}.{name}: {before!r} -> {value!r}, as the weights expect")
+                config[group][name] = value
+
+
+def _compare_names(imported: Imported, data: CocoData, say: Say) -> None:
+    theirs, ours = imported.classes["names"], classes_of(data)["names"]
+    if len(theirs) == len(ours) and theirs != ours and imported.spec.class_names:
+        first = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
+        say(
+            f"WARNING: the weights' classes have other names than the data's: number {first} is "
+            f"{theirs[first]!r} there and {ours[first]!r} here; the heads start from theirs"
+        )
+
+
+def _only_backbone(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {k: v for k, v in tree.items() if k == "backbone"} for name, tree in variables.items()
+    }
+
+
+def _is_own(path: Path) -> bool:
+    return path.is_dir() and not _was_imported(path)
+
+
+def _was_imported(path: Path) -> bool:
+    """Whether a folder is a checkpoint of ours that came from another program."""
+    if not path.is_dir():
+        return False
+    return checkpoint.read_meta(checkpoint.find(path)).get("spec") is not None
+
+
+def _tuples(value: Any) -> Any:
+    """JSON gives tuples back as lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

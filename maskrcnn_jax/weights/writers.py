@@ -1,0 +1,138 @@
+"""Checkpoint files of the peers, written without them.
+
+Both pickles are written opcode by opcode: they name classes of torch, which is not here, and of
+NumPy under the names that every version since 1.0 has.
+"""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from maskrcnn_jax.errors import UserError
+
+# NumPy's types and torch's storages of them.
+STORAGES = {
+    "float32": "FloatStorage",
+    "float64": "DoubleStorage",
+    "float16": "HalfStorage",
+    "int64": "LongStorage",
+    "int32": "IntStorage",
+    "int16": "ShortStorage",
+    "int8": "CharStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
+}
+
+
+def write_torch(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """A state dict in torch's zip format, for `torch.load(path, weights_only=True)`."""
+    arrays = {name: _contiguous(x) for name, x in tensors.items()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", _torch_pickle(arrays))
+        archive.writestr("archive/byteorder", b"little")
+        for key, x in enumerate(arrays.values()):
+            archive.writestr(f"archive/data/{key}", x.tobytes())
+        archive.writestr("archive/version", b"3\n")
+
+
+def write_detectron2(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Detectron2's zoo format: a pickle of {"model": {name: array}, "__author__": ...}."""
+    with path.open("wb") as file:
+        file.write(pickle.PROTO + b"\x03" + pickle.EMPTY_DICT + pickle.MARK + _text("model"))
+        file.write(pickle.EMPTY_DICT + pickle.MARK)
+        for name, x in tensors.items():
+            file.write(_text(name))
+            _write_array(file, _contiguous(x))
+        file.write(pickle.SETITEMS + _text("__author__") + _text("maskrcnn_jax"))
+        file.write(pickle.SETITEMS + pickle.STOP)
+
+
+def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """The safetensors format. Raises UserError without the package."""
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise UserError(
+            f'{path}: .safetensors needs a package: pip install "maskrcnn_jax[weights]"'
+        ) from error
+    save_file({name: _contiguous(x) for name, x in tensors.items()}, path)
+
+
+def _torch_pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """{name: tensor}, each a view of a storage that lies in a file of its own."""
+    out = io.BytesIO()
+    out.write(pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK)
+    for key, (name, x) in enumerate(arrays.items()):
+        if x.dtype.name not in STORAGES:
+            raise UserError(f"{name}: torch has no tensors of {x.dtype}")
+        storage = _tuple(
+            [
+                _text("storage"),
+                _global("torch", STORAGES[x.dtype.name]),
+                _text(str(key)),
+                _text("cpu"),
+                _int(x.size),
+            ]
+        )
+        strides = [s // x.itemsize for s in x.strides]
+        no_hooks = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+        arguments = [
+            storage + pickle.BINPERSID,
+            _int(0),
+            _tuple(map(_int, x.shape)),
+            _tuple(map(_int, strides)),
+            pickle.NEWFALSE,
+            no_hooks,
+        ]
+        rebuild = _global("torch._utils", "_rebuild_tensor_v2")
+        out.write(_text(name) + rebuild + _tuple(arguments) + pickle.REDUCE)
+    out.write(pickle.SETITEMS + pickle.STOP)
+    return out.getvalue()
+
+
+def _write_array(file: io.BufferedWriter, x: np.ndarray) -> None:
+    """An array as ndarray.__reduce__ gives it."""
+    empty = [_global("numpy", "ndarray"), _tuple([_int(0)]), _bytes_head(1) + b"b"]
+    file.write(_global("numpy.core.multiarray", "_reconstruct") + _tuple(empty) + pickle.REDUCE)
+    kind = [_text(x.dtype.str[1:]), pickle.NEWFALSE, pickle.NEWTRUE]
+    order = _text(x.dtype.str[0])
+    state = [_int(3), order, *[pickle.NONE] * 3, _int(-1), _int(-1), _int(0)]
+    dtype = _global("numpy", "dtype") + _tuple(kind) + pickle.REDUCE + _tuple(state) + pickle.BUILD
+    file.write(pickle.MARK + _int(1) + _tuple(map(_int, x.shape)) + dtype + pickle.NEWFALSE)
+    file.write(_bytes_head(x.nbytes))
+    file.write(x.tobytes())
+    file.write(pickle.TUPLE + pickle.BUILD)
+
+
+def _contiguous(x: np.ndarray) -> np.ndarray:
+    """Row-major and little-endian; ascontiguousarray alone would give a scalar an axis."""
+    return np.asarray(x, x.dtype.newbyteorder("<"), order="C")
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+
+def _int(value: int) -> bytes:
+    if -(2**31) <= value < 2**31:
+        return pickle.BININT + struct.pack("<i", value)
+    data = pickle.encode_long(value)
+    return pickle.LONG1 + bytes([len(data)]) + data
+
+
+def _bytes_head(size: int) -> bytes:
+    return pickle.BINBYTES + struct.pack("<I", size)
+
+
+def _tuple(parts: Iterable[bytes]) -> bytes:
+    return pickle.MARK + b"".join(parts) + pickle.TUPLE
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
