@@ -53,7 +53,7 @@ FLOORS = {
     "errors": 0,
 }
 
-# Rooms beside the model: only they themselves and the loops of floor 3 import them.
+# Rooms beside the model: only they themselves, the loops of floor 3 and the commands import them.
 SIDE_ROOMS = ("data", "weights")
 
 # Which room alone may import a library, and what it is called.
@@ -108,7 +108,7 @@ def test_imports_go_down(module):
     for target in inner_imports(module):
         assert floor(target) <= own, f"{module} imports {target}, which is a floor above"
         if room(target) in SIDE_ROOMS and room(target) != room(module):
-            assert own == 3, f"{module} imports {target}: only the loops join {room(target)}"
+            assert own >= 3, f"{module} imports {target}: only the loops join {room(target)}"
 
 
 @pytest.mark.parametrize("module", sorted(NAMES))

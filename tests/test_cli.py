@@ -319,7 +319,9 @@ def test_weights_go_to_other_programs_and_back(frozen, tmp_path, capsys, program
     assert status == 0 and f"family   {program}" in text and "classes  5" in text, err
     assert "preset   data.resize_rule" in text
     before, after = (checkpoint.load_variables(f)[0] for f in (frozen, tmp_path / "back"))
-    jax.tree.map(np.testing.assert_array_equal, before, after)
+    # A file does not tell the epsilon of its norms; torchvision's are 0 or 1e-5 (see the warning).
+    rtol = 1e-5 if program == "torchvision" else 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol), before, after)
 
     # And once more from what was imported: the same file.
     again = tmp_path / f"again.{kind}"

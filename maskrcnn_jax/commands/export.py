@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     imported = importer.import_weights(args.source)
     spec, originals = imported.spec, imported.originals
     if spec is None or spec.family != args.to:
-        model = predict.complete_config(imported.config).model
+        model = predict.complete_config(imported.config).model.to_dict()
         spec, originals = exporter.spec_for(args.to, model, imported.classes), None
     tensors = exporter.export(imported.variables, spec, originals)
     exporter.save(tensors, dest)
