@@ -166,11 +166,12 @@ def conv_with_norm(weight: str, norm: Sequence[str], target: str, eps: float) ->
         if like is None:  # a neutral norm, which only brings the bias
             return from_kernel(kernel), *affine.backward(np.ones_like(bias), bias)
         weight, _, mean, var = (float64(x) for x in like[1:])
+        # A channel that the norm had switched off gets a weight that lets it pass.
+        weight = np.where(weight == 0, np.sqrt(var + eps), weight)
         scale = weight / np.sqrt(var + eps)
-        scale = np.where(scale == 0, 1, scale)
         return (
             from_kernel(float32(float64(kernel) / scale)),
-            like[1],
+            float32(weight),
             float32(float64(bias) + mean * scale),
             *like[3:],
         )
