@@ -267,10 +267,11 @@ def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
     imported = initial.read_foreign(config, log.say)
     if imported is None:
         variables, meta = checkpoint.load_variables(path)
+        check_classes(meta["classes"], data, str(path))
     else:
+        initial.check_imported_classes(imported, data, str(path))
         initial.adopt_preset(config, imported, log.say, evaluates=True)
-        variables, meta = imported.variables, {"classes": imported.classes, "step": 0}
-    check_classes(meta["classes"], data, str(path))
+        variables, meta = imported.variables, {"step": 0}
     model = build(config.model, len(data.names))
     fresh = init_variables(model, 0)
     for name in variables:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from maskrcnn_jax import checkpoint
 from maskrcnn_jax.data.coco import CocoData
 from maskrcnn_jax.datasets import check_classes, classes_of
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import importer, zoo
 from maskrcnn_jax.weights.importer import Imported
 from maskrcnn_jax.weights.presets import BACKBONE_FIELDS, TRAINING_FIELDS
@@ -40,15 +41,17 @@ def read_foreign(config: ConfigDict, say: Say) -> Imported | None:
 def adopt_preset(config: ConfigDict, imported: Imported, say: Say, evaluates: bool = False) -> None:
     """Puts the fields that the weights expect into the config, unless init.use_preset is false.
 
-    Training keeps its own recipe (`presets.TRAINING_FIELDS`) and its sizes; evaluation takes all.
-    Each field that changes is told.
+    Training keeps its own recipe (`presets.TRAINING_FIELDS`); evaluation takes that over, too, and
+    the rules of resizing and pasting. The sizes of the images stay the config's. Each field that
+    changes is told.
     """
     if not config.init.use_preset:
         return
     names = _adopted(config, whole=imported.spec.num_classes is not None, evaluates=evaluates)
     _replace(config, {"model": {f: imported.config["model"][f] for f in names}}, say)
     if evaluates:
-        _replace(config, {group: imported.config[group] for group in ("data", "eval")}, say)
+        rule = {"resize_rule": imported.config["data"]["resize_rule"]}
+        _replace(config, {"data": rule, "eval": imported.config["eval"]}, say)
 
 
 def keep_preset(config: ConfigDict, saved: Mapping[str, Any], say: Say) -> None:
@@ -81,7 +84,10 @@ def load_initial(
             imported = replace(imported, variables=_only_backbone(imported.variables))
         elif imported.spec.num_classes:
             _compare_names(imported, data, say)
-        variables, lines = importer.fill(variables, imported, config.init.skip_heads)
+        try:
+            variables, lines = importer.fill(variables, imported, config.init.skip_heads)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         for line in lines:
             say(f"{path}: {line}")
         return variables
@@ -95,6 +101,17 @@ def load_initial(
         shapes = checkpoint.shapes_of(source[name]), checkpoint.shapes_of(tree)
         checkpoint.check_same(*shapes, where=path)
     return {name: {**variables[name], **source[name]} for name in variables}
+
+
+def check_imported_classes(imported: Imported, data: CocoData, where: str) -> None:
+    """Raises UserError unless the weights' classes are the data's, by number where unnamed."""
+    if imported.spec.class_names:
+        check_classes(imported.classes, data, where)
+    elif imported.spec.num_classes != len(data.names):
+        raise UserError(
+            f"{where}: has {imported.spec.num_classes or 'no'} classes, the data {len(data.names)};"
+            " evaluate weights on the data set that they learnt"
+        )
 
 
 def _adopted(config: ConfigDict, whole: bool, evaluates: bool) -> tuple[str, ...]:

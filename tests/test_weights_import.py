@@ -11,12 +11,14 @@ import golden_sets
 import hypothesis
 import numpy as np
 import pytest
+import tiny_model
 import torch_peer
 from hypothesis import strategies as st
 
 from configs import common
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import coco_names, importer, layout, mmdetection, presets
+from maskrcnn_jax.train_step import init_variables
+from maskrcnn_jax.weights import coco_names, exporter, importer, layout, mmdetection, presets
 
 MODELS = [path.stem for path in golden_sets.find("torch", "manifests/*.json")]
 # Detectron2's names in MMDetection's words, and torchvision's bottleneck names.
@@ -354,3 +356,42 @@ def test_layers_against_numpy(seed, inputs, outputs, side):
     (kernel,) = layout.deconv("w", "k")[0].forward(weight)
     ours = np.einsum("hwf,yxfo->ohywx", last, kernel).reshape(up.shape)
     np.testing.assert_allclose(ours, up, atol=1e-4)
+
+
+def tiny_tensors(family):
+    """A peer's tensors of the smallest model with all parts; some norms are not neutral."""
+    heads = {"box_convs": 4, "box_fcs": 1, "rpn_convs": 2} if family == "torchvision" else {}
+    config = tiny_model.config(depth=18, norm="frozen", head_norm="none", mask_convs=2, **heads)
+    model = tiny_model.mask_rcnn.build(config.model, 3)
+    names = {"names": list("abc"), "category_ids": [1, 2, 3]}
+    spec = exporter.spec_for(family, config.model.to_dict(), names)
+    return exporter.export(init_variables(model, 0), spec)
+
+
+DAMAGE = {
+    "dropped": lambda x: None,
+    "renamed": lambda x: x,
+    "shorter": lambda x: x[:-1],
+    "flat": lambda x: x.reshape(-1, 1, 1),
+    "empty": lambda x: x[:0],
+    "one number": lambda x: np.array(0.5, np.float32),
+    "text": lambda x: np.array("weights"),
+    "nan": lambda x: np.full_like(x, np.nan),
+}
+
+
+@pytest.mark.parametrize("family", ["detectron2", "torchvision"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_checkpoints_are_refused(family, kind):
+    """One tensor in turn, of each shape of name; never half a model."""
+    tensors = tiny_tensors(family)
+    importer.import_weights(torch_peer.source(tensors))
+    picked = {re.sub(r"\d+", "#", name): name for name in tensors}
+    rng = np.random.default_rng(len(kind))
+    for name in rng.permutation(sorted(picked.values()))[:6]:
+        broken = {n: x for n, x in tensors.items() if n != name}
+        value = DAMAGE[kind](tensors[name])
+        if value is not None:
+            broken[f"{name}_" if kind == "renamed" else str(name)] = value
+        with pytest.raises(UserError):
+            importer.import_weights(torch_peer.source(broken, f"{kind} {name}"))

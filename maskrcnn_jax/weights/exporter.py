@@ -47,7 +47,7 @@ def export(
     originals = originals or {}
     tensors: dict[str, np.ndarray] = {}
     for rule in rules:
-        arrays = _backward(rule, tuple(np.asarray(flat[p]) for p in rule.targets), originals)
+        arrays = _backward(rule, tuple(flat[p] for p in rule.targets), originals)
         tensors |= dict(zip(rule.sources, arrays, strict=True))
     return tensors | {name: x for name, x in originals.items() if name not in tensors}
 
@@ -124,7 +124,7 @@ def _backward(
 
 def _fold_batch_norms(flat: dict[str, Any]) -> dict[str, Any]:
     """Batch norms become frozen ones in the backbone, and biases of convolutions elsewhere."""
-    flat = dict(flat)
+    flat = {path: np.asarray(x) for path, x in flat.items()}
     for mean_path in [path for path in flat if path.endswith("/norm/mean")]:
         prefix = mean_path.removeprefix("batch_stats/").removesuffix("/norm/mean")
         mean, var = (

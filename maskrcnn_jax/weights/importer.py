@@ -250,7 +250,7 @@ def _apply(
     with np.errstate(all="ignore"):
         try:
             found = rule.forward(*sources)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, TypeError) as error:
             raise UserError(f"shapes differ: {theirs} does not make {wanted}") from error
     for path, x in zip(rule.targets, found, strict=True):
         if x.shape != shapes[path]:

@@ -137,6 +137,7 @@ def frozen_norm(sources: Sequence[str], target: str, eps: float) -> Rule:
     """
 
     def forward(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray) -> Arrays:
+        _check_equal_shapes(weight, bias, mean, var)
         scale = float64(weight) / np.sqrt(float64(var) + eps)
         return float32(scale), float32(float64(bias) - float64(mean) * scale)
 
@@ -157,6 +158,7 @@ def conv_with_norm(weight: str, norm: Sequence[str], target: str, eps: float) ->
     affine = frozen_norm(norm, "", eps)
 
     def forward(kernel: np.ndarray, *norm: np.ndarray) -> Arrays:
+        _check_equal_shapes(kernel[:, 0, 0, 0], *norm)
         weight, bias, mean, var = (float64(x) for x in norm)
         scale = weight / np.sqrt(var + eps)
         folded = float64(to_kernel(kernel)) * scale
@@ -166,11 +168,12 @@ def conv_with_norm(weight: str, norm: Sequence[str], target: str, eps: float) ->
         if like is None:  # a neutral norm, which only brings the bias
             return from_kernel(kernel), *affine.backward(np.ones_like(bias), bias)
         weight, _, mean, var = (float64(x) for x in like[1:])
+        # A channel that the norm had switched off gets a weight that lets it pass.
+        weight = np.where(weight == 0, np.sqrt(var + eps), weight)
         scale = weight / np.sqrt(var + eps)
-        scale = np.where(scale == 0, 1, scale)
         return (
             from_kernel(float32(float64(kernel) / scale)),
-            like[1],
+            float32(weight),
             float32(float64(bias) + mean * scale),
             *like[3:],
         )
@@ -206,6 +209,12 @@ def to_kernel(weight: np.ndarray) -> np.ndarray:
 def from_kernel(kernel: np.ndarray) -> np.ndarray:
     """[h, w, in, out] to [out, in, h, w]."""
     return axes(kernel, (3, 2, 0, 1))
+
+
+def _check_equal_shapes(*arrays: np.ndarray) -> None:
+    """Broadcasting would let a norm of one channel pass for all."""
+    if len({x.shape for x in arrays}) > 1:
+        raise ValueError("the tensors of a norm differ in shape")
 
 
 def _neutral(scale: np.ndarray, eps: float) -> Arrays:

@@ -1,0 +1,138 @@
+"""Runs that start from other programs' weights: preset, heads, going on, evaluation."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_model
+import tiny_run
+import torch_peer
+
+from configs import common
+from maskrcnn_jax import checkpoint, initial
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.train_step import init_variables
+from maskrcnn_jax.weights import exporter, importer
+
+CLASSES = 6  # of the generated shapes
+
+
+def weights(family, classes=CLASSES):
+    """A peer's tensors of a tiny model with random weights."""
+    config = tiny_model.config(depth=18, norm="frozen", head_norm="none").model
+    model = tiny_model.mask_rcnn.build(config, classes)
+    names = {"names": [f"class {i}" for i in range(classes)], "category_ids": [*range(classes)]}
+    spec = exporter.spec_for(family, config.to_dict(), names)
+    return exporter.export(init_variables(model, 0), spec)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def settings(**fields):
+    config = common.get_config()
+    config.init.checkpoint = "weights.pth"
+    for name, value in fields.items():
+        group, _, field = name.partition("_")
+        config[group][field] = value
+    config.lock()
+    return config
+
+
+@pytest.mark.parametrize("family", ["detectron2", "torchvision"])
+def test_each_field_that_the_weights_bring_is_told(family):
+    imported = importer.import_weights(torch_peer.source(weights(family)))
+    config = settings(model_roi_batch_per_image=64, model_depth=101)
+    before = config.copy_and_resolve_references()
+    lines = []
+    initial.adopt_preset(config, imported, lines.append)
+    changed = {f for f in config.model if config.model[f] != before.model[f]}
+    assert {line.split(":")[0].removeprefix("config.model.") for line in lines} == changed
+    assert (config.model.depth, config.model.width, config.model.box_fc_dim) == (18, 8, 32)
+    assert config.model.roi_batch_per_image == 64  # of the run, not of the weights
+    assert config.model.anchor_rounding == (family == "torchvision")
+    assert config.data.to_dict() == before.data.to_dict()
+    initial.adopt_preset(config, imported, lines.append, evaluates=True)
+    assert config.data.resize_rule == imported.config["data"]["resize_rule"]
+    assert config.model.roi_batch_per_image == imported.config["model"]["roi_batch_per_image"]
+
+    config = settings(init_use_preset=False)
+    initial.adopt_preset(config, imported, lines.append)
+    assert config.model.to_dict() == common.get_config().model.to_dict()
+
+    config = settings(init_part="backbone", model_depth=101)
+    initial.adopt_preset(config, imported, lines.append)
+    assert config.model.depth == 18 and not config.model.anchor_rounding
+
+
+def test_a_run_starts_goes_on_and_is_exported(cache, tmp_path):
+    """The foreign file is needed at the first step only."""
+    file = tmp_path / "model_final.pkl"
+    tensors = weights("detectron2")
+    exporter.save(tensors, file)
+    workdir = tmp_path / "run"
+    fields = (f"init.checkpoint={file}", "model.depth=34", "model.freeze_at=2")
+    argv = tiny_run.arguments(workdir, *fields, "eval.every=0", "train.num_steps=1")
+    done = tiny_run.run(cache, argv)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{file}: detectron2 model, ResNet-18, 6 classes" in done.stdout
+    assert "config.model.depth: 34 -> 18, as the weights expect" in done.stdout
+    saved = json.loads((workdir / "config.json").read_text())["model"]
+    assert saved["depth"] == 18 and saved["norm"] == "frozen" and saved["box_fc_dim"] == 32
+
+    file.unlink()
+    argv = tiny_run.arguments(workdir, *fields, "eval.every=0", "train.num_steps=2")
+    done = tiny_run.run(cache, argv)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resuming at step 1 of 2" in done.stdout
+    variables, meta = checkpoint.load_variables(workdir / "checkpoints" / "2")
+    frozen = variables["params"]["backbone"]["stem"]["conv"]["kernel"]
+    theirs = tensors["backbone.bottom_up.stem.conv1.weight"]
+    np.testing.assert_array_equal(frozen, theirs.transpose(2, 3, 1, 0))
+
+    spec = exporter.spec_for("detectron2", meta["config"]["model"], meta["classes"])
+    out = exporter.export({k: variables[k] for k in ("params", "batch_stats")}, spec)
+    assert {n: x.shape for n, x in out.items()} == {n: x.shape for n, x in tensors.items()}
+    assert (out["backbone.bottom_up.stem.conv1.weight"] == theirs).all()
+
+
+def test_other_classes_and_evaluation(cache, tmp_path):
+    file = tmp_path / "other.pkl"
+    exporter.save(weights("torchvision", classes=7), file)
+    fields = (f"init.checkpoint={file}", "train.num_steps=1")
+    refused = tiny_run.run(cache, tiny_run.arguments(tmp_path / "a", *fields))
+    assert refused.returncode == 2
+    assert "7 classes, the data 6" in refused.stderr and "init.skip_heads" in refused.stderr
+    argv = tiny_run.arguments(tmp_path / "b", *fields, "init.skip_heads=true")
+    done = tiny_run.run(cache, argv)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left random, of other classes: params/box_head/cls_score/kernel" in done.stdout
+
+    refused = tiny_run.run(cache, tiny_run.arguments(tmp_path / "c", *fields, mode="evaluate"))
+    assert refused.returncode == 2 and "7 classes, the data 6" in refused.stderr
+    exporter.save(weights("torchvision"), file)
+    done = tiny_run.run(cache, tiny_run.arguments(tmp_path / "d", *fields, mode="evaluate"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "config.data.resize_rule: 'pillow' -> 'torchvision'" in done.stdout
+    assert json.loads((tmp_path / "d" / "eval" / "metrics.json").read_text())["step"] == 0
+
+
+def test_our_own_checkpoint_of_an_import(tmp_path):
+    tensors = weights("torchvision")
+    imported = importer.import_weights(torch_peer.source(tensors))
+    folder = importer.save(imported, tmp_path / "own")
+    variables, meta = checkpoint.load_variables(tmp_path / "own")
+    assert meta["classes"] == imported.classes and meta["step"] == 0
+    for path in (tmp_path / "own", folder):
+        again = importer.import_weights(path)
+        assert again.spec == imported.spec and again.classes == imported.classes
+        out = exporter.export(again.variables, again.spec, again.originals)
+        assert out.keys() == tensors.keys()
+        assert all(importer.same_bits(out[name], x) for name, x in tensors.items())
+    with pytest.raises(UserError, match="another folder"):
+        importer.save(imported, tmp_path / "own")
+    config = settings(init_checkpoint=str(tmp_path / "own"))
+    found = initial.read_foreign(config, lambda line: None)
+    assert found is not None and found.spec == imported.spec
