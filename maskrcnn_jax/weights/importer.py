@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import checkpoint
+from maskrcnn_jax import checkpoint, runtime
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.optimizer import parameter_path
@@ -71,7 +71,7 @@ def locate(path_or_name: str | os.PathLike) -> Path:
     """The path itself, or the file that a name of the zoo is fetched to."""
     path = Path(path_or_name).expanduser()
     if not path.exists() and str(path_or_name) in zoo.ZOO:
-        return Path(zoo.fetch(str(path_or_name)))
+        return zoo.fetch(str(path_or_name), runtime.cache_home() / "weights")
     return path
 
 

@@ -1,0 +1,127 @@
+"""Well-known pretrained weights by name, fetched once into a cache.
+
+The downloader is our own, because what users miss on a slow line is resuming, which pooch and its
+like do not offer: a cut download goes on where it stopped.
+"""
+
+import difflib
+import hashlib
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+from maskrcnn_jax.errors import UserError
+
+_D2 = "https://dl.fbaipublicfiles.com/detectron2"
+_TORCH = "https://download.pytorch.org/models"
+_MMDET = "https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn"
+
+# Name -> address.
+ZOO = {
+    f"detectron2/{name}": f"{_D2}/COCO-InstanceSegmentation/{name}/{rest}"
+    for name, rest in {
+        "mask_rcnn_R_50_FPN_1x": "137260431/model_final_a54504.pkl",
+        "mask_rcnn_R_50_FPN_3x": "137849600/model_final_f10217.pkl",
+        "mask_rcnn_R_101_FPN_3x": "138205316/model_final_a3ec72.pkl",
+        "mask_rcnn_X_101_32x8d_FPN_3x": "139653917/model_final_2d9806.pkl",
+    }.items()
+}
+ZOO |= {
+    "detectron2/R-50": f"{_D2}/ImageNetPretrained/MSRA/R-50.pkl",
+    "detectron2/R-101": f"{_D2}/ImageNetPretrained/MSRA/R-101.pkl",
+    "detectron2/X-101-32x8d": f"{_D2}/ImageNetPretrained/FAIR/X-101-32x8d.pkl",
+    "torchvision/maskrcnn_resnet50_fpn": f"{_TORCH}/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+    "torchvision/maskrcnn_resnet50_fpn_v2": f"{_TORCH}/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+    "torchvision/resnet50": f"{_TORCH}/resnet50-0676ba61.pth",
+    "torchvision/resnet101": f"{_TORCH}/resnet101-63fe2227.pth",
+    "mmdetection/mask_rcnn_r50_fpn_1x": (
+        f"{_MMDET}/mask_rcnn_r50_fpn_1x_coco/mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth"
+    ),
+    "mmdetection/mask_rcnn_r101_fpn_1x": (
+        f"{_MMDET}/mask_rcnn_r101_fpn_1x_coco/mask_rcnn_r101_fpn_1x_coco_20200204-1efe0ed5.pth"
+    ),
+}
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """The file of a name of ZOO, downloaded into `folder` unless it is there already.
+
+    A cut download goes on at the next call. torchvision's and MMDetection's file names end in the
+    first digits of the SHA-256, which are checked.
+
+    Raises:
+      UserError: unknown name (the nearest are named), no connection, a file of another content.
+    """
+    if name not in ZOO:
+        near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.0)
+        raise UserError(f"{name!r}: no such weights; near are {', '.join(near)}")
+    url = ZOO[name]
+    path = folder / name.replace("/", "-") / url.rsplit("/", 1)[1]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(url, path)
+    return path
+
+
+def download(url: str, path: Path) -> None:
+    """Fetches an address into a file, through `path` + ".part", going on where that ends.
+
+    Raises UserError when it cannot be completed; what has come stays for the next attempt.
+    """
+    part = path.with_name(path.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "maskrcnn_jax"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    by_hand = f"fetch {url} by other means and put it at {path}, or try again to go on"
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            resumed = answer.status == http.client.PARTIAL_CONTENT
+            have = have if resumed else 0
+            length = answer.headers.get("Content-Length")
+            total = have + int(length) if length else None
+            have += _copy(answer, part, "ab" if resumed else "wb", have, total, path.name)
+    except urllib.error.HTTPError as error:
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise UserError(f"{url}: the server answers {error.code}; {by_hand}") from error
+        total = have  # all of it had come before
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"{url}: the download broke off ({error}); {by_hand}") from error
+    if total is not None and have != total:
+        raise UserError(f"{url}: the download broke off at {have} of {total} bytes; {by_hand}")
+    _check(part, path.name, url)
+    os.replace(part, path)
+
+
+def _copy(
+    answer: http.client.HTTPResponse, part: Path, mode: str, have: int, total: int | None, name: str
+) -> int:
+    """Appends what comes to the file; returns its length."""
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    came = 0
+    with part.open(mode) as file, Progress(*columns, transient=True) as bar:
+        task = bar.add_task(name, total=total, completed=have)
+        while block := answer.read1(2**20):
+            file.write(block)
+            came += len(block)
+            bar.advance(task, len(block))
+    return came
+
+
+def _check(part: Path, name: str, url: str) -> None:
+    digits = re.search(r"-([0-9a-f]{8})\.pth$", name)
+    if not digits:
+        return
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(digits[1]):
+        part.unlink()
+        raise UserError(
+            f"{url}: what came is not that file (its SHA-256 begins with {found[:8]}, not "
+            f"{digits[1]}); it was removed, try again"
+        )
