@@ -27,6 +27,7 @@ from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.train_step import init_state, init_variables, make_train_step
 from maskrcnn_jax.types import Batch
+from maskrcnn_jax.weights.presets import PRESETS
 
 CLASSES = 80
 BLOCK = 10
@@ -42,58 +43,22 @@ class Fields(SimpleNamespace):
 def model_fields(args: argparse.Namespace) -> Fields:
     """Detectron2's Mask R-CNN FPN; GroupNorm, because random weights need a norm."""
     small = args.channels
-    return Fields(
-        depth=args.depth,
-        width=args.width,
-        groups=1,
-        width_per_group=64,
-        stride_in_1x1=True,
-        norm="group",
-        freeze_at=0,
-        head_norm="none",
-        fpn_channels=small,
-        channel_order="bgr",
-        pixel_mean=(103.53, 116.28, 123.675),
-        pixel_std=(57.375, 57.12, 58.395),
-        anchor_sizes=(32.0, 64.0, 128.0, 256.0, 512.0),
-        anchor_ratios=(0.5, 1.0, 2.0),
-        anchor_offset=0.0,
-        rpn_channels=small,
-        rpn_convs=1,
-        rpn_iou_thresholds=(0.3, 0.7),
-        rpn_batch_per_image=256,
-        rpn_positive_fraction=0.5,
-        rpn_smooth_l1_beta=0.0,
-        rpn_loss_weight=1.0,
-        rpn_pre_nms_topk_train=2000,
-        rpn_pre_nms_topk_test=1000,
-        rpn_post_nms_topk_train=1000,
-        rpn_post_nms_topk_test=1000,
-        rpn_nms_thresh=0.7,
-        roi_batch_per_image=args.rois,
-        roi_positive_fraction=0.25,
-        roi_iou_thresh=0.5,
-        roi_sampling_ratio=0,
-        roi_aligned=True,
-        box_pool_size=7,
-        box_convs=0,
-        box_channels=small,
-        box_fcs=2,
-        box_fc_dim=4 * small,
-        box_deltas_weights=(10.0, 10.0, 5.0, 5.0),
-        box_smooth_l1_beta=0.0,
-        box_loss_weight=1.0,
-        mask_pool_size=14,
-        mask_channels=small,
-        mask_convs=4,
-        mask_loss_weight=1.0,
-        score_thresh=0.05,
-        nms_thresh=0.5,
-        max_candidates=1000,
-        max_detections=100,
-        dtype=args.dtype,
-        remat=args.remat,
-    )
+    changed = {
+        "depth": args.depth,
+        "width": args.width,
+        "norm": "group",
+        "freeze_at": 0,
+        "fpn_channels": small,
+        "pixel_std": (57.375, 57.12, 58.395),
+        "rpn_channels": small,
+        "roi_batch_per_image": args.rois,
+        "box_channels": small,
+        "box_fc_dim": 4 * small,
+        "mask_channels": small,
+        "dtype": args.dtype,
+        "remat": args.remat,
+    }
+    return Fields(**PRESETS["detectron2"]["model"] | changed)
 
 
 def optim_fields() -> Fields:
