@@ -33,11 +33,11 @@ def write_torch(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """A state dict in torch's zip format, for `torch.load(path, weights_only=True)`."""
     arrays = {name: _contiguous(x) for name, x in tensors.items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", _torch_pickle(arrays))
-        archive.writestr("archive/byteorder", b"little")
+        _store(archive, "data.pkl", _torch_pickle(arrays))
+        _store(archive, "byteorder", b"little")
         for key, x in enumerate(arrays.values()):
-            archive.writestr(f"archive/data/{key}", x.tobytes())
-        archive.writestr("archive/version", b"3\n")
+            _store(archive, f"data/{key}", x.tobytes())
+        _store(archive, "version", b"3\n")
 
 
 def write_detectron2(tensors: Mapping[str, np.ndarray], path: Path) -> None:
@@ -61,6 +61,11 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
             f'{path}: .safetensors needs a package: pip install "maskrcnn_jax[weights]"'
         ) from error
     save_file({name: _contiguous(x) for name, x in tensors.items()}, path)
+
+
+def _store(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    # Without the time of day: the same tensors are the same file.
+    archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
 
 
 def _torch_pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
