@@ -40,6 +40,8 @@ FLOORS = {
     "models.mask_rcnn": 2,
     "models": 1,
     "targets": 1,
+    "selection": 1,
+    "settings": 0,
     "losses": 1,
     "data": 1,
     "weights": 1,
