@@ -17,6 +17,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from maskrcnn_jax import selection
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.weights import importer
 from maskrcnn_jax.weights.readers import Source
@@ -85,7 +86,7 @@ def _record(model: mask_rcnn.MaskRCNN, variables: dict, images: Any, hw: Any) ->
     (mask_pooled, *_), mask_logits = seen["MaskHead", "__call__"]
     class_logits, class_deltas = seen["MaskRCNN", "boxes"][1]
     s = model.settings
-    proposals = mask_rcnn._proposals(
+    proposals = selection.propose(
         s,
         images.shape[1:3],
         s.rpn_pre_nms_topk_test,

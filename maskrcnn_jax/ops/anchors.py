@@ -58,7 +58,9 @@ def grid_anchors(
     return levels
 
 
-def padded(image_hw: Int[Array, "2"], divisor: int = 32) -> Int[Array, "2"]:
+def padded(
+    image_hw: Int[Array, "2"] | Int[np.ndarray, "2"], divisor: int = 32
+) -> Int[Array, "2"] | Int[np.ndarray, "2"]:
     """The size of the least canvas that holds an image, with sides that are multiples."""
     return -(-image_hw // divisor) * divisor
 

@@ -5,6 +5,7 @@ sample outside the map is 0. Boxes are "normalised": 0 is the centre of the firs
 the map, 1 the centre of the last.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -42,13 +43,20 @@ def multilevel_crop_resize(
     Source: Matterport `PyramidROIAlign`.
     """
     height, width = (4 * side for side in features["p2"].shape[1:3])
-    normalised = rois / jnp.array([width - 1, height - 1] * 2, jnp.float32)
-    levels = assign_levels(normalised, (height, width))
+    last = jax.lax.optimization_barrier(jnp.array([width - 1, height - 1] * 2, jnp.float32))
+    return pool_normalised(features, rois / last, size)
+
+
+def pool_normalised(
+    features: dict[str, Float[Array, "B _h _w F"]], boxes: Float[Array, "B R 4"], size: int
+) -> Float[Array, "B R {size} {size} F"]:
+    """`multilevel_crop_resize` of normalised boxes."""
+    canvas_hw = tuple(4 * side for side in features["p2"].shape[1:3])
 
     def weigh(boxes: Array, level: int, grid_hw: tuple[int, int]) -> tuple[Array, Array]:
         return grid_weights(boxes, grid_hw, size)
 
-    return pool_levels(features, normalised, levels, size, weigh)
+    return pool_levels(features, boxes, assign_levels(boxes, canvas_hw), size, weigh)
 
 
 def assign_levels(boxes: Float[Array, "*n 4"], canvas_hw: tuple[int, int]) -> Int[Array, "*n"]:
@@ -68,9 +76,10 @@ def _axis_weights(
     low: Float[Array, "R"], high: Float[Array, "R"], length: int, size: int
 ) -> Float[Array, "R {size} {length}"]:
     # Whether the last sample lies on the border or just beyond it, where it is 0, is decided by the
-    # last bit: so step by step as TensorFlow's kernel, with no product fused into the sum (the
-    # minimum).
-    step = (high - low) * (length - 1) / (size - 1)
+    # last bit: so step by step as TensorFlow's kernel, with no multiplication by a reciprocal (the
+    # barrier) and no product fused into the sum (the minimum).
+    gaps = jax.lax.optimization_barrier(jnp.full_like(low, size - 1))
+    step = (high - low) * (length - 1) / gaps
     shift = jnp.arange(size, dtype=jnp.float32) * step[:, None]
     first = jnp.minimum(low * (length - 1), jnp.finfo(jnp.float32).max)
     position = first[:, None] + jnp.minimum(shift, jnp.finfo(jnp.float32).max)
