@@ -17,11 +17,11 @@ from maskrcnn_jax import checkpoint, runtime
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.optimizer import parameter_path
-from maskrcnn_jax.weights import detectron2, mmdetection, readers, torchvision, zoo
+from maskrcnn_jax.weights import detectron2, matterport, mmdetection, readers, torchvision, zoo
 from maskrcnn_jax.weights.layout import Rule, Spec
 from maskrcnn_jax.weights.presets import PRESETS
 
-FAMILIES: tuple[ModuleType, ...] = (detectron2, torchvision, mmdetection)
+FAMILIES: tuple[ModuleType, ...] = (detectron2, torchvision, mmdetection, matterport)
 ORIGINALS = "originals.npz"  # beside `checkpoints` in a folder that `save` wrote
 
 # Our variables that depend on the classes.

@@ -123,6 +123,35 @@ _TORCHVISION_TEST = {
     "eval": {"paste_rule": "torchvision", "mask_thresh": 0.5},
 }
 
+# mrcnn/config.py and mrcnn/model.py as they were at the last public version.
+_MATTERPORT = _DETECTRON2 | {
+    "pool_padding": "same",
+    "channel_order": "rgb",
+    "pixel_mean": (123.7, 116.8, 103.9),
+    "pad_value": "black",
+    "box_convention": "last_pixel",
+    "anchor_ratios": (2.0, 1.0, 0.5),
+    "rpn_channels": 512,
+    "rpn_deltas_weights": (10.0, 10.0, 5.0, 5.0),
+    "rpn_smooth_l1_beta": 1.0,
+    "rpn_pre_nms_topk_train": 6000,
+    "rpn_pre_nms_topk_test": 6000,
+    "rpn_post_nms_topk_train": 2000,
+    "proposal_nms": "all",
+    "roi_batch_per_image": 200,
+    "roi_positive_fraction": 0.33,
+    "roi_pool": "crop",
+    "delta_clamp": 0.0,
+    "box_smooth_l1_beta": 1.0,
+    "class_rule": "best",
+    "score_thresh": 0.7,
+    "nms_thresh": 0.3,
+}
+_MATTERPORT_TEST = {
+    "data": {"short_test": 800, "long_test": 1024, "resize_rule": "matterport"},
+    "eval": {"paste_rule": "matterport", "mask_thresh": 0.5},
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "detectron2": {"model": _DETECTRON2, **_DETECTRON2_TEST},
     "detectron2_x101": {"model": _DETECTRON2_X101, **_DETECTRON2_TEST},
@@ -133,6 +162,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "resnet_rgb": {"model": _DETECTRON2 | _RGB | {"stride_in_1x1": False}, **_DETECTRON2_TEST},
     "mmdetection_caffe": {"model": _MMDETECTION_CAFFE, **_DETECTRON2_TEST},
     "mmdetection_pytorch": {"model": _MMDETECTION_PYTORCH, **_DETECTRON2_TEST},
+    "matterport": {"model": _MATTERPORT, **_MATTERPORT_TEST},
 }
 
 # What a bare backbone brings; the rest of the model is the config's.
