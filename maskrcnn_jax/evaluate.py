@@ -59,7 +59,7 @@ class Evaluator:
         self._batches = _plan(data.sizes, self._resize, canvases, batch_size)
         sharded = NamedSharding(mesh, P("data"))
         step = jax.jit(
-            lambda variables, images, hw: forward_predict(model, variables, images, hw, mesh),
+            lambda v, images, hw, window: forward_predict(model, v, images, hw, window, mesh),
             out_shardings=sharded,
         )
         self._programs = runtime.Programs(step, "prediction", say)
@@ -80,9 +80,9 @@ class Evaluator:
         with ThreadPoolExecutor(runtime.num_threads()) as pool:
             # The next batch is read and the last one pasted while the device computes this one.
             waiting: list[Any] = []
-            for batch, images, hw in self._load(pool):
-                program = self._programs.get(batch.canvas, variables, images, hw)
-                out = program(variables, images, hw)
+            for batch, *inputs in self._load(pool):
+                program = self._programs.get(batch.canvas, variables, *inputs)
+                out = program(variables, *inputs)
                 found += _collect(waiting)
                 host = Detections(*(runtime.local_rows(x) for x in out))
                 rows = self._own(batch.rows)
@@ -123,12 +123,15 @@ class Evaluator:
         """This host's rows of a global batch."""
         return np.split(rows, jax.process_count())[jax.process_index()]
 
-    def _load(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Batch, jax.Array, jax.Array]]:
+    def _load(
+        self, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[_Batch, jax.Array, jax.Array, jax.Array]]:
         dtype = conventions.RESIZE_RULES[self._resize[0]].dtype
 
-        def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, ...]:
             # One pixel, not none: an empty image would leave no valid anchor.
-            blank = np.zeros((*canvas, 3), dtype), np.ones(2, np.int32)
+            pixel = np.array([0, 0, 1, 1], np.float32)
+            blank = np.zeros((*canvas, 3), dtype), np.ones(2, np.int32), pixel
             if row < 0:
                 return blank
             size = tuple(int(x) for x in self._data.sizes[row])
@@ -140,7 +143,8 @@ class Evaluator:
                 self._unreadable[row] = str(error)
                 return blank
             pixels, placement = conventions.prepare_input(image, *self._resize, canvas)
-            return pixels, np.array(placement.image_hw, np.int32)
+            window = np.array(placement.window, np.float32)
+            return pixels, np.array(placement.image_hw, np.int32), window
 
         def begin(batch: _Batch) -> list:
             return [pool.submit(read, int(row), batch.canvas) for row in self._own(batch.rows)]
@@ -150,8 +154,8 @@ class Evaluator:
             current, upcoming = upcoming, []
             if i + 1 < len(self._batches):
                 upcoming = begin(self._batches[i + 1])
-            images, hw = zip(*(future.result() for future in current), strict=True)
-            yield batch, *runtime.shard_batch((np.stack(images), np.stack(hw)), self._mesh)
+            parts = zip(*(future.result() for future in current), strict=True)
+            yield batch, *runtime.shard_batch(tuple(map(np.stack, parts)), self._mesh)
 
     def _finish(self, row: int, found: Detections, folder: Path) -> list[dict]:
         """COCO results of one image; draws it when it is among the first."""

@@ -49,6 +49,8 @@ FLOORS = {
     "weights.exporter": 3,
     "preprocess": 1,
     "postprocess": 1,
+    "preprocess_matterport": 1,
+    "postprocess_matterport": 1,
     "conventions": 1,
     "ops": 0,
     "types": 0,

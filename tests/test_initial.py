@@ -3,10 +3,10 @@
 import json
 
 import numpy as np
+import peer_model
 import pytest
 import tiny_model
 import tiny_run
-import torch_peer
 
 from configs import common
 from maskrcnn_jax import checkpoint, initial
@@ -43,7 +43,7 @@ def settings(**fields):
 
 @pytest.mark.parametrize("family", ["detectron2", "torchvision"])
 def test_each_field_that_the_weights_bring_is_told(family):
-    imported = importer.import_weights(torch_peer.source(weights(family)))
+    imported = importer.import_weights(peer_model.source(weights(family)))
     config = settings(model_roi_batch_per_image=64, model_depth=101)
     before = config.copy_and_resolve_references()
     lines = []
@@ -121,7 +121,7 @@ def test_other_classes_and_evaluation(cache, tmp_path):
 
 def test_our_own_checkpoint_of_an_import(tmp_path):
     tensors = weights("torchvision")
-    imported = importer.import_weights(torch_peer.source(tensors))
+    imported = importer.import_weights(peer_model.source(tensors))
     folder = importer.save(imported, tmp_path / "own")
     variables, meta = checkpoint.load_variables(tmp_path / "own")
     assert meta["classes"] == imported.classes and meta["step"] == 0

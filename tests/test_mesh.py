@@ -120,7 +120,7 @@ def test_prediction_needs_no_collective():
     variables = runtime.replicate(init_variables(model, 0), mesh)
     batch = tiny_model.batch(BATCH)
     images, hw = runtime.shard_batch((batch.images, batch.image_hw), mesh)
-    run = jax.jit(lambda v, i, h: forward_predict(model, v, i, h, mesh))
+    run = jax.jit(lambda v, i, h: forward_predict(model, v, i, h, mesh=mesh))
     assert collectives(run.lower(variables, images, hw).compile().as_text()) == []
 
 

@@ -8,9 +8,9 @@ import zipfile
 
 import golden_sets
 import numpy as np
+import peer_model
 import pytest
 import tiny_model
-import torch_peer
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.train_step import init_variables
@@ -28,29 +28,29 @@ def check_same(found, expected):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_import_and_export_give_the_same_tensors(model):
-    manifest = torch_peer.manifest(model)
-    tensors = torch_peer.tensors(model)
+    manifest = peer_model.manifest(model)
+    tensors = peer_model.tensors(model)
     for name, x in manifest.get("zoo_extras", {}).items():
         tensors[name] = np.asarray(x, np.float32)
     old = manifest.get("legacy_names", {})
     for names in ({}, old) if old else ({},):
         given = {names.get(name, name): x for name, x in tensors.items()}
-        imported = importer.import_weights(torch_peer.source(given))
+        imported = importer.import_weights(peer_model.source(given))
         out = exporter.export(imported.variables, imported.spec, imported.originals)
         check_same(out, given)
 
 
 def test_half_precision_goes_back_as_it_came():
-    tensors = torch_peer.tensors("d2_r50")
+    tensors = peer_model.tensors("d2_r50")
     half = {name: x.astype(np.float16) for name, x in tensors.items()}
-    imported = importer.import_weights(torch_peer.source(half))
+    imported = importer.import_weights(peer_model.source(half))
     check_same(exporter.export(imported.variables, imported.spec, imported.originals), half)
 
 
 def test_trained_weights_change_what_was_trained():
     """Folded tensors are solved for; a second import gives the trained variables back."""
-    tensors = torch_peer.tensors("tv_v1")
-    imported = importer.import_weights(torch_peer.source(tensors))
+    tensors = peer_model.tensors("tv_v1")
+    imported = importer.import_weights(peer_model.source(tensors))
     flat = importer.flatten(imported.variables)
     rng = np.random.default_rng(0)
     trained = {
@@ -60,7 +60,7 @@ def test_trained_weights_change_what_was_trained():
     }
     variables = importer.unflatten(flat | trained)
     out = exporter.export(variables, imported.spec, imported.originals)
-    again = importer.flatten(importer.import_weights(torch_peer.source(out)).variables)
+    again = importer.flatten(importer.import_weights(peer_model.source(out)).variables)
     for path, x in (flat | trained).items():
         if path.startswith("params/") or path not in trained:
             assert importer.same_bits(again[path], x), path

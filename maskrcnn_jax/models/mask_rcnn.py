@@ -225,8 +225,8 @@ def forward_predict(
     variables: dict[str, Any],
     images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
     image_hw: Int[Array, "B 2"],
-    mesh: Mesh | None = None,
     window: Float[Array, "B 4"] | None = None,
+    mesh: Mesh | None = None,
 ) -> Detections:
     """Detections of a batch, best first, in pixels of the canvas, with masks in their boxes.
 
