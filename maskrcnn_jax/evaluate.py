@@ -23,7 +23,7 @@ from maskrcnn_jax import (
     visualize,
 )
 from maskrcnn_jax.data.coco import CocoData, instance_mask
-from maskrcnn_jax.datasets import check_classes, load_data
+from maskrcnn_jax.datasets import check_classes, classes_of, load_data
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, build, forward_predict
@@ -45,9 +45,21 @@ class Evaluator:
     """Evaluates one model on one data set as often as asked; programs are compiled once."""
 
     def __init__(
-        self, model: MaskRCNN, data: CocoData, config: Any, mesh: Mesh, say: Callable[[str], None]
+        self,
+        model: MaskRCNN,
+        data: CocoData,
+        config: Any,
+        mesh: Mesh,
+        say: Callable[[str], None],
+        classes: dict[str, Any] | None = None,
     ):
-        """config: the whole tree; its `data` (sizes) and `eval` groups are read."""
+        """config: the whole tree; its `data` (sizes) and `eval` groups are read.
+
+        classes: the model's, {"names", "category_ids"}, where it has more than the data; detections
+        of the others do not count.
+        """
+        classes = classes or classes_of(data)
+        self._names, self._category_ids = classes["names"], classes["category_ids"]
         self._data, self._eval, self._mesh, self._say = data, config.eval, mesh, say
         self._skips = config.data.on_bad_image == "skip"
         self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
@@ -172,7 +184,8 @@ class Evaluator:
         if row < self._eval.num_pictures:
             self._draw(row, boxes, scores, classes, rles, folder)
         image_id = int(data.image_ids[row])
-        return results.to_coco_results(boxes, scores, classes, rles, image_id, data.category_ids)
+        found = results.to_coco_results(boxes, scores, classes, rles, image_id, self._category_ids)
+        return [row for row in found if row["category_id"] in data.category_ids]
 
     def _draw(
         self,
@@ -204,7 +217,7 @@ class Evaluator:
             classes[sure],
             scores[sure],
             masks,
-            data.names,
+            self._names,
             min_side=_PICTURE_SIDE,
         )
         path = folder / "pictures" / f"{int(data.image_ids[row])}.png"
@@ -269,17 +282,18 @@ def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
     _, data = load_data(config, train=False)
     path = config.init.checkpoint or workdir
     imported = initial.read_foreign(config, log.say)
+    classes = classes_of(data)
     if imported is None:
         variables, meta = checkpoint.load_variables(path)
         check_classes(meta["classes"], data, str(path))
     else:
-        initial.check_imported_classes(imported, data, str(path))
+        classes = initial.evaluated_classes(imported, data, str(path))
         initial.adopt_preset(config, imported, log.say, evaluates=True)
         variables, meta = imported.variables, {"step": 0}
-    model = build(config.model, len(data.names))
+    model = build(config.model, len(classes["names"]))
     fresh = init_variables(model, 0)
     for name in variables:
         shapes = checkpoint.shapes_of(variables[name]), checkpoint.shapes_of(fresh[name])
         checkpoint.check_same(*shapes, where=str(path))
-    evaluator = Evaluator(model, data, config, mesh, log.say)
+    evaluator = Evaluator(model, data, config, mesh, log.say, classes)
     return evaluator.run(runtime.replicate(variables, mesh), workdir / "eval", log, meta["step"])
