@@ -319,8 +319,7 @@ def read_header(path: Path) -> tuple[str, tuple[int, int], int]:
         with Image.open(path) as image:
             size = (image.height, image.width)
             # Not image.getexif(), which decodes the whole picture if it is a PNG.
-            exif = Image.Image.getexif(image) if "exif" in image.info or _has_tags(image) else {}
-            orientation = exif.get(_ORIENTATION_TAG, 1)
+            orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
             if type(orientation) is not int or not 1 <= orientation <= 8:
                 orientation = 1
             return image.format or "", size, orientation
@@ -329,10 +328,6 @@ def read_header(path: Path) -> tuple[str, tuple[int, int], int]:
             start = stream.read(40)
         reason = "a git-LFS pointer: run `git lfs pull`" if b"git-lfs" in start else error
         raise UserError(f"{path}: the picture cannot be read ({reason}); replace it") from error
-
-
-def _has_tags(image: Image.Image) -> bool:
-    return image.format in ("TIFF", "MPO", "WEBP")
 
 
 def _tell_orientation(
