@@ -180,7 +180,7 @@ def safe_join(folder: Path, name: str) -> Path | None:
 
 def _normalise(name: str) -> str | None:
     name = name.replace("\\", "/")
-    if not name or name.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
+    if not name or name.startswith("/") or re.match(r"[A-Za-z]:|\w+://", name):
         return None
     if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
         return None
@@ -303,9 +303,9 @@ def _open(
         size = stored
     if orientation != 1:
         _tell_orientation(draft, where, file, orientation, stored, size)
-    if hw is not None and (whole(hw[0]), whole(hw[1])) != size:
-        if not _tell_mismatch(draft, where, file, hw, size, scales):
-            return None
+    fits = hw is None or (whole(hw[0]), whole(hw[1])) == size
+    if not fits and not _tell_mismatch(draft, where, file, hw, size, scales):
+        return None
     return Picture(name, *size)
 
 

@@ -22,7 +22,7 @@ def find(kind: str) -> ModuleType:
       UserError: there is none; lists all.
     """
     for module in FORMATS:
-        if module.NAME == kind:
+        if kind == module.NAME:
             return module
     raise UserError(f"--from {kind}: there is no such format; one of {', '.join(names())}")
 

@@ -125,8 +125,7 @@ def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
         # Large groups first: they fit in only while much is wanted.
         for group in open_groups[np.argsort(-counts[open_groups, column], kind="stable")]:
             # The part that lacks most of this class; on a tie, most pictures.
-            lack = want[:, column] / np.maximum(shares, 1e-9) * shares
-            best = max(range(len(shares)), key=lambda p: (lack[p], want[p, -1], -p))
+            best = max(range(len(shares)), key=lambda p: (want[p, column], want[p, -1], -p))
             part_of[group] = best
             want[best] -= counts[group]
             free[group] = 0
