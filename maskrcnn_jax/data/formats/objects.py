@@ -44,6 +44,25 @@ def add_polygons(
         draft.items.append(Item(picture.name, label, rounded, crowd, id))
 
 
+def add_stroke(
+    draft: Draft,
+    picture: Picture,
+    label: str,
+    polyline: Float[np.ndarray, "n 2"] | None,
+    width: float,
+    where: str,
+    *,
+    id: int | None = None,
+) -> None:
+    """Adds what a round pen covers along a line, and notes the width that was taken."""
+    if polyline is None or not len(polyline):
+        add_polygons(draft, picture, label, [None], where)
+        return
+    message = f"a line is drawn {width:g} px wide; choose with --line-width"
+    draft.find("note", "line", where, message)
+    add_polygons(draft, picture, label, outlines.stroke(polyline, width), where, id=id)
+
+
 def _clip(
     draft: Draft, picture: Picture, polygons: list[Float[np.ndarray, "n 2"]], where: str
 ) -> list[Float[np.ndarray, "n 2"]]:
