@@ -35,3 +35,17 @@ def iou(a, b):
     """Intersection over union of two masks."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 1.0
+
+
+def outline_iou(segmentation, outline, hw, scale=4):
+    """IoU of a COCO segmentation and the fill of an outline, on a grid of `scale` per pixel.
+
+    Computed in the part of the picture around the outline; finer than a pixel, because the
+    rasterisers differ by a rim of parts of pixels.
+    """
+    outline = np.asarray(outline, np.float64)
+    low = np.maximum(np.floor(outline.min(0)) - 2, 0).astype(int)
+    high = np.minimum(np.ceil(outline.max(0)) + 2, hw[::-1]).astype(int)
+    size = tuple((high - low)[::-1].tolist())
+    moved = [(np.reshape(p, (-1, 2)) - low).ravel().tolist() for p in segmentation]
+    return iou(decode(moved, size, scale), fill(outline - low, size, scale))

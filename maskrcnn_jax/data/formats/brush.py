@@ -56,7 +56,9 @@ def _unpack(code: UInt8[np.ndarray, " n"], num: int) -> Integer[np.ndarray, " m"
     return values
 
 
-def _words(code: UInt8[np.ndarray, " n"], start: int, end: int, word: int) -> Integer[np.ndarray, " m"]:
+def _words(
+    code: UInt8[np.ndarray, " n"], start: int, end: int, word: int
+) -> Integer[np.ndarray, " m"]:
     """The values between two bit positions, `word` bits each, highest first."""
     bits = np.unpackbits(code[start // 8 : -(-end // 8)])[start % 8 : start % 8 + end - start]
     return bits.reshape(-1, word).astype(np.int64) @ (1 << np.arange(word - 1, -1, -1))

@@ -26,6 +26,7 @@ SUMMARY = "labelme: a folder of JSON files beside their pictures, or one such fi
 # labelme's own labels for what is not to be learnt.
 _NO_CLASS = ("__ignore__", "_background_")
 _SAMPLE = 20  # files looked at to find out the kind of a folder
+_EMBEDDED = [kind for kind in reading.SUFFIXES if kind != "MPO"]  # which Pillow opens as JPEG
 _PICTURE_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".bmp")
 
 # A part of an object: polygons, or a mask of the whole picture.
@@ -242,7 +243,7 @@ def _decode(data: Any) -> bytes | None:
 def _kind(data: bytes) -> str | None:
     """Pillow's name of the format of a picture; None if it is none that we write."""
     try:
-        with Image.open(io.BytesIO(data), formats=list(reading.SUFFIXES)) as image:
+        with Image.open(io.BytesIO(data), formats=_EMBEDDED) as image:
             return image.format
     except Exception:  # Pillow's readers raise many kinds on damaged data
         return None
