@@ -153,5 +153,6 @@ def _print_training(paths: list[Path], images: Path) -> None:
     for name, path in (("train", train), ("val", val)):
         fields.append(f"--config.data.{name}.annotations={shlex.quote(str(path))}")
         fields.append(f"--config.data.{name}.images={shlex.quote(str(images))}")
-    print("\nlook:   maskrcnn inspect " + " ".join(shlex.quote(str(path)) for path in paths))
+    data = " ".join(shlex.quote(str(path)) for path in paths)
+    print(f"\nlook:   maskrcnn inspect {data} --images {shlex.quote(str(images))}")
     print("train:  " + " \\\n    ".join(["python main.py --config configs/finetune.py", *fields]))
