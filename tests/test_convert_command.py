@@ -100,6 +100,15 @@ def test_all_findings(folder, capsys):
     assert full.count("region 0") == 6
 
 
+def test_names_do_not_steer_the_terminal(folder, capsys):
+    content = samples.via_content(("0.jpg",))
+    content["0.jpg123"]["regions"][0]["region_attributes"]["name"] = "a\x1b[31mb"
+    content["x"] = {"filename": "\x1b[2J.jpg", "regions": []}
+    source = samples.write(folder / "in" / "v.json", content)
+    status, out, _ = _run(capsys, source, "--output", folder / "coco.json", "--all-findings")
+    assert status == 0 and "a?[31mb" in out and "\x1b" not in out
+
+
 MISTAKES = [
     (["nowhere"], "there is no such file or folder"),
     (["in/0.jpg"], "no known annotation format"),

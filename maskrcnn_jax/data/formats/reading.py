@@ -341,10 +341,16 @@ def read_header(path: Path) -> tuple[str, tuple[int, int], int]:
                 orientation = 1
             return image.format or "", size, orientation
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        with open(path, "rb") as stream:
-            start = stream.read(40)
-        reason = "a git-LFS pointer: run `git lfs pull`" if b"git-lfs" in start else error
+        reason = "a git-LFS pointer: run `git lfs pull`" if _is_lfs_pointer(path) else error
         raise UserError(f"{path}: the picture cannot be read ({reason}); replace it") from error
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return b"git-lfs" in stream.read(40)
+    except OSError:
+        return False
 
 
 def _tell_orientation(
