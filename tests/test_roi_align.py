@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskrcnn_jax.ops import masks, roi_align
+from maskrcnn_jax.ops import masks, pooling, roi_align, sampling
 
 
 def test_roi_align_gradient_by_finite_differences():
@@ -29,40 +29,90 @@ def test_roi_align_gradient_by_finite_differences():
             np.testing.assert_allclose(gradient[index], slope, atol=2e-3)
 
 
+def pyramid(dtype="float32"):
+    rng = np.random.default_rng(0)
+    return {
+        f"p{level}": jnp.asarray(rng.normal(size=(2, 256 >> level, 384 >> level, 3)), dtype)
+        for level in (2, 3)
+    }
+
+
+def pooled_by(form, monkeypatch, features, rois, sampling_ratio=0, aligned=True):
+    """Pooled features by one form, and the gradients of a weighted sum by features and rois."""
+    monkeypatch.setattr(roi_align, "pool_levels", form)
+    weight = np.random.default_rng(1).normal(size=(*rois.shape[:2], 5, 5, 3)).astype(np.float32)
+
+    def value(features, rois):
+        pooled = roi_align.multilevel_roi_align(features, rois, 5, sampling_ratio, aligned)
+        return (pooled * weight).sum(), pooled
+
+    # A function of its own each time, so that nothing traced before is used again.
+    grads, pooled = jax.jit(jax.grad(lambda *x: value(*x), (0, 1), has_aux=True))(features, rois)
+    return [np.asarray(x, np.float32) for x in jax.tree.leaves((pooled, grads))]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pooling_in_chunks_is_pooling_at_once(monkeypatch, dtype):
     """Seven rois in chunks of one, of three (the last padded) and of all, with their gradient."""
-    rng = np.random.default_rng(0)
-    features = {
-        f"p{level}": jnp.asarray(rng.normal(size=(2, 64 >> level, 96 >> level, 3)), dtype)
-        for level in (2, 3)
-    }
-    corner = rng.uniform(-8, 60, (2, 7, 2))
+    features, rng = pyramid(dtype), np.random.default_rng(0)
+    corner = rng.uniform(-8, 200, (2, 7, 2))
     rois = np.concatenate([corner, corner + np.exp(rng.uniform(2, 5, (2, 7, 2)))], -1)
     rois = jnp.asarray(rois, jnp.float32)
-    weight = jnp.asarray(rng.normal(size=(2, 7, 5, 5, 3)), jnp.float32)
-
-    def value(features, rois):
-        pooled = roi_align.multilevel_roi_align(features, rois, 5)
-        return (pooled * weight).sum(), pooled
-
-    def run():
-        # A function of its own each time, so that nothing traced before is used again.
-        grads, pooled = jax.jit(jax.grad(lambda *x: value(*x), (0, 1), has_aux=True))(
-            features, rois
-        )
-        return [np.asarray(x, np.float32) for x in jax.tree.leaves((pooled, grads))]
-
-    assert roi_align._chunks(features, 7, 5) == (7, 1)
-    whole = run()
-    row_bytes = 5 * 24 * 3 * 4
+    assert pooling._chunks(features, 7, 5) == (7, 1)
+    whole = pooled_by(pooling.pool_dense, monkeypatch, features, rois)
+    row_bytes = 5 * 96 * 3 * 4
     for chunk, num_chunks in ((3, 3), (1, 7)):
-        monkeypatch.setattr(roi_align, "_CHUNK_BYTES", chunk * row_bytes)
-        assert roi_align._chunks(features, 7, 5) == (chunk, num_chunks)
-        for ours, theirs in zip(run(), whole, strict=True):
+        monkeypatch.setattr(pooling, "_CHUNK_BYTES", chunk * row_bytes)
+        assert pooling._chunks(features, 7, 5) == (chunk, num_chunks)
+        found = pooled_by(pooling.pool_dense, monkeypatch, features, rois)
+        for ours, theirs in zip(found, whole, strict=True):
             # Sums in another order; bfloat16 is what the float32 sums are rounded to.
             bound = 1e-5 if dtype == "float32" else 2**-7
             np.testing.assert_allclose(ours, theirs, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
+def test_gathering_is_multiplying(monkeypatch, sampling_ratio, aligned):
+    """Both forms, on rois of all sizes: some outside, empty, turned over, or with bins of 16 cells,
+    which no gathering is compiled for."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(-30, 250, (2, 9, 2))
+    rois = np.concatenate([corner, corner + np.exp(rng.uniform(0, 5.5, (2, 9, 2)))], -1)
+    odd = [[10, 10, 10, 40], [50, 60, 20, 30], [-90, -80, -20, -10], [500, 400, 900, 800]]
+    odd += [[0, 0, 384, 256], [3, 100, 380, 104], [100, 2, 103, 250], [0, 0, 384, 8]]
+    # Off the grid lines, where a bilinear sample has two slopes.
+    rois = np.concatenate([rois, np.tile(np.float64(odd) + 0.37, (2, 1, 1))], 1)
+    rois = jnp.asarray(rois, jnp.float32)
+    for chunk_bytes in (2**20, 1):  # all at once, one by one
+        monkeypatch.setattr(pooling, "_GATHERED_BYTES", chunk_bytes)
+        monkeypatch.setattr(pooling, "_POOLED_BYTES", chunk_bytes)
+        args = (monkeypatch, pyramid(), rois, sampling_ratio, aligned)
+        found = pooled_by(pooling.pool_gathered, *args)
+        for ours, theirs in zip(found, pooled_by(pooling.pool_dense, *args), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert np.isfinite(found[0]).all()
+
+
+def test_adaptive_taps_suffice():
+    """Every line that has weight is among the taps, whatever the roi: by the dense weights."""
+    rng = np.random.default_rng(0)
+    start = jnp.asarray(rng.uniform(-20, 70, 4000), jnp.float32)
+    extent = jnp.asarray(np.exp(rng.uniform(-3, 4, 4000)), jnp.float32)
+    dense = np.asarray(sampling.axis_weights(start, extent, 64, 7))
+    touched = dense > 0
+    span = np.where(touched.any(-1), 64 - touched[..., ::-1].argmax(-1) - touched.argmax(-1), 0)
+    needed = np.asarray(sampling.taps_needed(extent, 7))
+    assert (span.max(-1) <= needed).all()
+    for taps in (4, 8):
+        own = np.flatnonzero(needed <= taps)
+        lines, weights = sampling.axis_taps(
+            start[own], extent[own], jnp.full(len(own), 64), 7, 0, taps
+        )
+        found = np.zeros_like(dense[own])
+        rows, bins, _ = np.indices(lines.shape)
+        np.add.at(found, (rows, bins, np.asarray(lines)), np.asarray(weights))
+        np.testing.assert_allclose(found, dense[own], rtol=0, atol=1e-6)
 
 
 def crop_by_sampling(bitmap, frame, roi, size):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.ops import boxes as box_ops
-from maskrcnn_jax.ops.roi_align import pool_levels, pool_separably
+from maskrcnn_jax.ops.pooling import Rule, pool_levels, pool_separably
 
 
 def crop_and_resize(
@@ -56,7 +56,14 @@ def pool_normalised(
     def weigh(boxes: Array, level: int, grid_hw: tuple[int, int]) -> tuple[Array, Array]:
         return grid_weights(boxes, grid_hw, size)
 
-    return pool_levels(features, boxes, assign_levels(boxes, canvas_hw), size, weigh)
+    def taps(
+        boxes: Array, levels: Array, h: Array, w: Array, num: int
+    ) -> tuple[Array, Array, Array, Array]:
+        x0, y0, x1, y1 = boxes.T
+        return (*_axis_taps(y0, y1, h, size), *_axis_taps(x0, x1, w, size))
+
+    rule = Rule(weigh, taps, (2,))
+    return pool_levels(features, boxes, assign_levels(boxes, canvas_hw), size, rule)
 
 
 def assign_levels(boxes: Float[Array, "*n 4"], canvas_hw: tuple[int, int]) -> Int[Array, "*n"]:
@@ -75,6 +82,30 @@ def assign_levels(boxes: Float[Array, "*n 4"], canvas_hw: tuple[int, int]) -> In
 def _axis_weights(
     low: Float[Array, "R"], high: Float[Array, "R"], length: int, size: int
 ) -> Float[Array, "R {size} {length}"]:
+    position = _positions(low, high, length, size)
+    inside = (position >= 0) & (position <= length - 1)
+    distance = jnp.abs(position[..., None] - jnp.arange(length, dtype=jnp.float32))
+    return jnp.where(inside[..., None], jnp.maximum(1.0 - distance, 0.0), 0.0)
+
+
+def _axis_taps(
+    low: Float[Array, "R"], high: Float[Array, "R"], length: Int[Array, "R"], size: int
+) -> tuple[Int[Array, "R {size} 2"], Float[Array, "R {size} 2"]]:
+    """The two lines around each sample, and their weights."""
+    last = (length - 1).astype(jnp.float32)
+    position = _positions(low, high, length, size)
+    inside = (position >= 0) & (position <= last[:, None])
+    before = jnp.clip(jnp.floor(position), 0.0, last[:, None])
+    share = position - before
+    lines = jnp.stack([before, jnp.minimum(before + 1, last[:, None])], -1)
+    weights = jnp.where(inside[..., None], jnp.stack([1 - share, share], -1), 0.0)
+    return lines.astype(jnp.int32), weights
+
+
+def _positions(
+    low: Float[Array, "R"], high: Float[Array, "R"], length: int | Int[Array, "R"], size: int
+) -> Float[Array, "R {size}"]:
+    """Of the samples along an axis, in cells."""
     # Whether the last sample lies on the border or just beyond it, where it is 0, is decided by the
     # last bit: so step by step as TensorFlow's kernel, with no multiplication by a reciprocal (the
     # barrier) and no product fused into the sum (the minimum).
@@ -82,7 +113,4 @@ def _axis_weights(
     step = (high - low) * (length - 1) / gaps
     shift = jnp.arange(size, dtype=jnp.float32) * step[:, None]
     first = jnp.minimum(low * (length - 1), jnp.finfo(jnp.float32).max)
-    position = first[:, None] + jnp.minimum(shift, jnp.finfo(jnp.float32).max)
-    inside = (position >= 0) & (position <= length - 1)
-    distance = jnp.abs(position[..., None] - jnp.arange(length, dtype=jnp.float32))
-    return jnp.where(inside[..., None], jnp.maximum(1.0 - distance, 0.0), 0.0)
+    return first[:, None] + jnp.minimum(shift, jnp.finfo(jnp.float32).max)

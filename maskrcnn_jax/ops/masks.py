@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from maskrcnn_jax.ops.roi_align import axis_weights
+from maskrcnn_jax.ops.sampling import axis_weights
 
 
 def unpack_bits(packed: UInt8[Array, "*n S _"]) -> Float[Array, "*n S S"]:
