@@ -73,6 +73,8 @@ class Draft:
     items: list[Item]
     findings: list[Finding] = dataclasses.field(default_factory=list)
     category_ids: dict[str, int] = dataclasses.field(default_factory=dict)  # the format's own
+    # What has been asked of reading.picture, by name; None: it cannot be used.
+    known: dict[str, Picture | None] = dataclasses.field(default_factory=dict, repr=False)
 
     def find(self, grade: Grade, code: str, where: str, message: str, file: str = "") -> None:
         """Adds a finding; about the source itself unless a file is named."""

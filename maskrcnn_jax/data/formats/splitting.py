@@ -1,0 +1,155 @@
+"""Splits a COCO JSON by pictures: stratified by class, near-duplicates kept together."""
+
+import collections
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskrcnn_jax.errors import UserError
+
+# Roboflow names the augmented copies of a picture alike: "street_jpg.rf.<32 hex digits>.jpg".
+_ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{20,}\.\w+$")
+
+
+def group_keys(coco: dict[str, Any], pattern: str = "", images: Path | None = None) -> list[str]:
+    """For each picture the key of its group; pictures of one group stay together.
+
+    Args:
+      coco: a COCO JSON.
+      pattern: regular expression searched for in the file name; the key is its first group, or
+        the whole match. Pictures without a match are on their own. Without a pattern: the key that
+        the format gave, else the original of Roboflow's augmented copies, else the picture.
+      images: folder of the pictures; if given, files with the same content are one group, too.
+
+    Raises:
+      UserError: the pattern is no regular expression.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--group {pattern!r}: not a regular expression ({error})") from error
+    keys = []
+    for entry in coco["images"]:
+        name = entry["file_name"]
+        if pattern:
+            match = compiled.search(name)
+            key = match and (match.group(1) if compiled.groups else match.group())
+        else:
+            copy = _ROBOFLOW.match(name)
+            key = entry.get("group") or (copy and copy.group(1))
+        keys.append(f"group {key}" if key else f"picture {name}")
+    return keys if images is None else _join_equal(keys, coco["images"], images)
+
+
+def _join_equal(keys: list[str], entries: list[dict[str, Any]], images: Path) -> list[str]:
+    """Gives one key to all groups that share a picture with the same content."""
+    sizes = collections.defaultdict(list)
+    for key, entry in zip(keys, entries, strict=True):
+        path = images / entry["file_name"]
+        sizes[path.stat().st_size].append((key, path))
+    leader = {key: key for key in keys}
+
+    def head(key: str) -> str:
+        while leader[key] != key:
+            key = leader[key]
+        return key
+
+    for same_size in sizes.values():
+        first: dict[bytes, str] = {}
+        for key, path in same_size if len(same_size) > 1 else ():
+            digest = hashlib.sha256(path.read_bytes()).digest()
+            leader[head(key)] = head(first.setdefault(digest, key))
+    return [head(key) for key in keys]
+
+
+def split(
+    coco: dict[str, Any], fractions: Sequence[float], seed: int, keys: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Splits the pictures into parts, each a COCO JSON with all categories.
+
+    Every class is spread over the parts as the fractions ask, the rarest first (iterative
+    stratification: Sechidis et al., "On the stratification of multi-label data", 2011). Every
+    class occurs in the first part, as far as no other part is left without a picture by that.
+    Equal arguments give equal parts.
+
+    Args:
+      coco: a COCO JSON.
+      fractions: the share of each part; the first is for training.
+      seed: for ties, and for pictures without objects.
+      keys: one per picture; pictures with the same key stay together. Default: `group_keys`.
+
+    Raises:
+      UserError: there are fewer groups than parts.
+    """
+    keys = group_keys(coco) if keys is None else keys
+    names = sorted(set(keys))
+    if len(names) < len(fractions):
+        raise UserError(
+            f"--split: {len(coco['images'])} pictures in {len(names)} groups make no "
+            f"{len(fractions)} parts; give more pictures, or another --group"
+        )
+    row = {name: i for i, name in enumerate(names)}
+    group_of = {e["id"]: row[key] for e, key in zip(coco["images"], keys, strict=True)}
+    column = {c["id"]: i for i, c in enumerate(coco["categories"])}
+    # One more column, of pictures, so that those without objects are spread as well.
+    counts = np.zeros((len(names), len(column) + 1))
+    for entry in coco["images"]:
+        counts[group_of[entry["id"]], -1] += 1
+    for a in coco["annotations"]:
+        counts[group_of[a["image_id"]], column[a["category_id"]]] += 1
+    shares = np.array(fractions, np.float64) / sum(fractions)
+    part_of = _assign(counts, shares, np.random.default_rng(seed))
+    parts = []
+    for part in range(len(fractions)):
+        images = [e for e in coco["images"] if part_of[group_of[e["id"]]] == part]
+        chosen = {e["id"] for e in images}
+        annotations = [a for a in coco["annotations"] if a["image_id"] in chosen]
+        parts.append(coco | {"images": images, "annotations": annotations})
+    return parts
+
+
+def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The part of each group. counts [groups, classes + 1], shares [parts]."""
+    want = shares[:, None] * counts.sum(0)
+    part_of = np.full(len(counts), -1)
+    shuffled = rng.permutation(len(counts))
+    free = counts.copy()  # of the groups that have no part yet
+    while (part_of < 0).any():
+        waiting = free.sum(0)
+        column = int(np.argmin(np.where(waiting > 0, waiting, np.inf)))
+        open_groups = shuffled[(part_of[shuffled] < 0) & (free[shuffled, column] > 0)]
+        # Large groups first: they fit in only while much is wanted.
+        for group in open_groups[np.argsort(-counts[open_groups, column], kind="stable")]:
+            # The part that lacks most of this class; on a tie, most pictures.
+            best = max(range(len(shares)), key=lambda p: (want[p, column], want[p, -1], -p))
+            part_of[group] = best
+            want[best] -= counts[group]
+            free[group] = 0
+    _fill_empty(part_of, counts, len(shares))
+    _all_classes_in_first(part_of, counts)
+    return part_of
+
+
+def _fill_empty(part_of: np.ndarray, counts: np.ndarray, num_parts: int) -> None:
+    """Gives each part without a group the smallest group of a part that has several."""
+    for part in range(num_parts):
+        if not (part_of == part).any():
+            sizes = np.bincount(part_of, minlength=num_parts)
+            spare = np.flatnonzero(sizes[part_of] > 1)
+            part_of[spare[np.argmin(counts[spare, -1])]] = part
+
+
+def _all_classes_in_first(part_of: np.ndarray, counts: np.ndarray) -> None:
+    """Moves groups into the first part until it has every class; leaves no part empty."""
+    for column in range(counts.shape[1] - 1):
+        having = np.flatnonzero(counts[:, column] > 0)
+        if not having.size or (part_of[having] == 0).any():
+            continue
+        sizes = np.bincount(part_of)
+        movable = having[sizes[part_of[having]] > 1]
+        if movable.size:
+            part_of[movable[np.argmin(counts[movable, -1])]] = 0
