@@ -43,7 +43,7 @@ def read(source: Path, options: Options) -> Draft:
 
     Shapes of one picture that have the same label and the same `group_id` are one object. Lines
     become strokes, points are findings; the labels __ignore__... and _background_ are left out.
-    Pictures that are inside their JSON only are findings: `embedded_pictures` gets them out.
+    Pictures that are inside their JSON only are findings: `all_pictures` gets them out.
 
     Raises:
       UserError: there is no labelme file.
@@ -71,25 +71,29 @@ def read(source: Path, options: Options) -> Draft:
     return draft
 
 
-def embedded_pictures(source: Path) -> Iterator[tuple[str, bytes]]:
-    """The pictures inside the JSON files: name below the source's folder, content.
+def all_pictures(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Name below the source's folder and content of each picture, inside a JSON or beside it.
 
-    Only what Pillow knows as a picture, and with a suffix that says so.
+    What is inside is given only if Pillow knows it as a picture, under a suffix that says so.
     """
     folder = source if source.is_dir() else source.parent
     for file in _files(source):
         content = reading.try_json(file)
         if not _fits(content):
             continue
+        name = _name(content, file, folder) or ""
         data = _decode(content.get("imageData"))
         kind = _kind(data) if data else None
-        if kind is None:
-            continue
-        name = reading.clean_name(_name(content, file, folder) or "")
-        if name is None or PurePosixPath(name).suffix.lower() not in reading.SUFFIXES[kind]:
-            stem = reading.relative_name(file.with_suffix(""), folder)
-            name = stem + reading.SUFFIXES[kind][0]
-        yield name, data
+        if data and kind:
+            clean = reading.clean_name(name)
+            if clean is None or PurePosixPath(clean).suffix.lower() not in reading.SUFFIXES[kind]:
+                stem = reading.relative_name(file.with_suffix(""), folder)
+                clean = stem + reading.SUFFIXES[kind][0]
+            yield clean, data
+        else:
+            found = reading.locate(folder, name)
+            if found is not None:
+                yield found, (folder / found).read_bytes()
 
 
 def _files(source: Path) -> list[Path]:

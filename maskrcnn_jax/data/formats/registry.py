@@ -3,11 +3,11 @@
 from pathlib import Path
 from types import ModuleType
 
-from maskrcnn_jax.data.formats import labelme, reading, via
+from maskrcnn_jax.data.formats import coco, labelme, labelstudio, reading, via
 from maskrcnn_jax.data.formats.draft import Draft, Options
 from maskrcnn_jax.errors import UserError
 
-FORMATS: tuple[ModuleType, ...] = (via, labelme)
+FORMATS: tuple[ModuleType, ...] = (via, labelme, labelstudio, coco)
 
 
 def names() -> list[str]:

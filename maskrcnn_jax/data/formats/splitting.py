@@ -120,6 +120,7 @@ def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
     free = counts.copy()  # of the groups that have no part yet
     while (part_of < 0).any():
         waiting = free.sum(0)
+        waiting[-1] += counts.sum()  # the pictures last
         column = int(np.argmin(np.where(waiting > 0, waiting, np.inf)))
         open_groups = shuffled[(part_of[shuffled] < 0) & (free[shuffled, column] > 0)]
         # Large groups first: they fit in only while much is wanted.

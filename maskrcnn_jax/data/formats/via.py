@@ -125,7 +125,11 @@ def _csv_entries(file: Path) -> list[tuple[str, dict[str, Any]]]:
             name = row["filename"] or ""
             entry = entries.setdefault(name, {"filename": name, "regions": []})
             if (row["region_shape_attributes"] or "{}").strip() != "{}":
-                entry["regions"].append({key: _cell(row[key], file) for key in _CSV_COLUMNS[1:]})
+                region = {
+                    "shape_attributes": _cell(row["region_shape_attributes"], file),
+                    "region_attributes": _cell(row["region_attributes"], file),
+                }
+                entry["regions"].append(region)
     except csv.Error as error:
         raise UserError(f"{file}: not readable as CSV ({error}); export it again") from error
     finally:
@@ -206,7 +210,7 @@ def _add(
         if kind == "polyline" and polygon is not None:
             objects.add_stroke(draft, picture, label, polygon, options.line_width, where)
         else:
-            objects.add_polygons(draft, picture, label, [polygon], where)
+            objects.add_polygons(draft, picture, label, [polygon], where, pixels=True)
         return
     if kind == "point":
         draft.find("error", "point", where, "a point has no area; draw an outline")
