@@ -58,7 +58,7 @@ def _pixels(image: Image.Image) -> Shaped[np.ndarray, "..."]:
 
 
 def colour_numbers(pixels: Shaped[np.ndarray, "H W _"]) -> Ids:
-    """One number per colour: the level if all pixels are grey, else red * 65536 + green * 256 + blue.
+    """One number per colour: the level if all pixels are grey, else 0xRRGGBB.
 
     Alpha is left out.
     """
@@ -74,7 +74,7 @@ def numbers(pixels: Shaped[np.ndarray, "..."]) -> Ids:
 
 
 def object_counts(ids: Ids) -> dict[int, Int[np.ndarray, " n"]]:
-    """For each number but 0 the counts of its mask's run-length code: column-wise, background first.
+    """For each number but 0 the counts of its mask's column-wise run-length code, background first.
 
     One pass over the mask, however many objects it has.
     """
