@@ -95,7 +95,7 @@ def _class_names(draft: Draft, root: Path, options: Options) -> _Names:
 
 
 def _labelmap(draft: Draft, file: Path) -> _Names:
-    """CVAT's and Datumaro's list, `name:red,green,blue:parts:actions`; pixels are numbered by it."""
+    """The list of CVAT and Datumaro, lines `name:red,green,blue:parts:actions`."""
     names, by_number = [], {}
     colours = _colours()
     for number, line in enumerate(reading.read_text(file).splitlines(), 1):

@@ -1,6 +1,6 @@
 """XML from strangers: no document types, so no entities that grow or read files."""
 
-from collections.abc import Iterator
+import contextlib
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -39,12 +39,9 @@ def read_xml(path: Path) -> ElementTree.Element:
         depth -= 1
         builder.end(name)
 
-    def doctype(*_: object) -> None:
-        raise _Refused("it has a DOCTYPE, which annotation tools do not write; remove it")
-
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = doctype
+    parser.StartDoctypeDeclHandler = _refuse_doctype
     try:
         parser.Parse(text, True)
     except (expat.ExpatError, _Refused, ValueError) as error:
@@ -56,17 +53,18 @@ def root_name(path: Path) -> str:
     """The name of the root element, from the start of a file; "" if it is no XML."""
     try:
         with open(path, "rb") as stream:
-            return next(_names(stream.read(4096)), "")
+            start = stream.read(4096)
     except OSError:
         return ""
-
-
-def _names(start: bytes) -> Iterator[str]:
     names: list[str] = []
     parser = expat.ParserCreate()
     parser.StartElementHandler = lambda name, _: names.append(name)
-    try:
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    # Cut off, or refused: what was read before counts.
+    with contextlib.suppress(expat.ExpatError, ValueError, LookupError, _Refused):
         parser.Parse(start, False)
-    except (expat.ExpatError, ValueError, LookupError):
-        pass  # cut off; what was read before counts
-    yield from names
+    return names[0] if names else ""
+
+
+def _refuse_doctype(*_: object) -> None:
+    raise _Refused("it has a DOCTYPE, which annotation tools do not write; remove it")
