@@ -172,12 +172,10 @@ def _mask(
     box = [reading.whole(reading.parse_number(shape.get(name))) for name in names]
     words = [reading.parse_number(word) for word in (shape.get("rle") or "").split(",")]
     counts = [reading.whole(word) for word in words]
-    bad = None in box or None in counts or min(counts) < 0
-    if bad or not (0 <= box[0] <= box[0] + box[2] <= picture.width and box[2] > 0):
-        bad = True
-    elif not (0 <= box[1] <= box[1] + box[3] <= picture.height and box[3] > 0):
-        bad = True
-    if bad or sum(counts) != box[2] * box[3]:
+    good = None not in box and None not in counts and min(counts) >= 0
+    good = good and 0 <= box[0] < box[0] + box[2] <= picture.width
+    good = good and 0 <= box[1] < box[1] + box[3] <= picture.height
+    if not good or sum(counts) != box[2] * box[3]:
         message = "the 'rle' does not fill the box left, top, width, height inside the picture"
         draft.find("error", "bad-rle", where, f"{message}; export it again")
         return None
