@@ -46,7 +46,10 @@ def detect(source: Path) -> bool:
         except UserError:
             return False
     folders = _label_folders(source)
-    files = (folder / name for folder in folders for name in trees.files_below(folder, _TEXT))
+    if folders == [source] and source.name.lower() != "labels":  # not what lies further below
+        files = iter(sorted(source.glob("*.txt")))
+    else:
+        files = (folder / name for folder in folders for name in trees.files_below(folder, _TEXT))
     return any(_fits(file) for file in itertools.islice(files, _SAMPLE))
 
 
