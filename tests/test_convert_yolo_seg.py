@@ -143,7 +143,10 @@ def test_coco128(shared_data):
                 outline = np.array(values, float).reshape(-1, 2) * image.size
                 item, hw = next(items), image.size[::-1]
             assert item.label == number and np.allclose(item.segmentation[0], outline.ravel())
-            assert truth.outline_iou(item.segmentation, outline, hw) >= 0.995
+            box = np.prod(np.ptp(outline, axis=0))
+            # Small objects on a finer grid: the rasterisers differ by a rim.
+            scale = 4 if box > 40_000 else 16 if box > 1500 else 64
+            assert truth.outline_iou(item.segmentation, outline, hw, scale) >= 0.995
     assert next(items, None) is None
 
 
