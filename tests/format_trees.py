@@ -280,9 +280,10 @@ MAKERS = {
 def check(draft, expected):
     """Asserts that a draft holds these objects, in this order within each picture."""
     pictures = [p.name for p in draft.pictures]
+    items = sorted(draft.items, key=lambda i: pictures.index(i.picture))
     expected = sorted(expected, key=lambda e: pictures.index(e[0]))
-    assert [(i.picture, i.label) for i in draft.items] == [e[:2] for e in expected]
-    for item, (_, _, shape) in zip(draft.items, expected, strict=True):
+    assert [(i.picture, i.label) for i in items] == [e[:2] for e in expected]
+    for item, (_, _, shape) in zip(items, expected, strict=True):
         if isinstance(shape, list):
             assert truth.outline_iou(item.segmentation, shape, HW) >= 0.995
         else:

@@ -10,7 +10,7 @@ from maskrcnn_jax.data.formats import objects, outlines
 from maskrcnn_jax.data.formats.draft import Draft, Picture
 
 # Polygons, or a mask of the whole picture; None for a polygon whose points are no numbers.
-Part = list[Float[np.ndarray, "n 2"] | None] | Bool[np.ndarray, "H W"]
+Part = list[Float[np.ndarray, "_ 2"] | None] | Bool[np.ndarray, "H W"]
 
 
 def add(
@@ -34,7 +34,7 @@ def add(
 
 
 def rasterize(
-    polygons: Sequence[Float[np.ndarray, "n 2"] | None], hw: tuple[int, int]
+    polygons: Sequence[Float[np.ndarray, "_ 2"] | None], hw: tuple[int, int]
 ) -> Bool[np.ndarray, "H W"]:
     """The union of polygons as pycocotools draws it; what is no polygon is left out."""
     # Clipped first: the rasteriser's memory grows with the length of the outline.
