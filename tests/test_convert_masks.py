@@ -120,6 +120,24 @@ def test_what_is_odd(tmp_path):
     assert len(draft.items) == 1 + 3 and len(draft.pictures) == 3
 
 
+def test_transparent_pixels_are_background(tmp_path):
+    ids = format_trees.instances()
+    opaque = (ids > 0).astype(np.uint8) * 255
+    noise = np.random.default_rng(0).integers(0, 256, (*HW, 3), np.uint8)
+    coloured = np.where(opaque[..., None] > 0, [9, 8, 7], noise).astype(np.uint8)
+    for name, colours in (("a", coloured), ("b", np.zeros_like(noise))):
+        photo(tmp_path / "images" / f"{name}.jpg", seed=ord(name))
+        format_trees.save(tmp_path / "masks" / f"{name}.png", np.dstack([colours, opaque]))
+    for item in registry.read(tmp_path).items:
+        assert np.array_equal(truth.decode(item.segmentation, HW), ids > 0)
+
+
+def test_photographs_are_no_masks(tmp_path):
+    photo(tmp_path / "images" / "a.jpg", hw=(100, 100))
+    photo(tmp_path / "masks" / "a.png", hw=(100, 100))
+    assert format_trees.codes(registry.read(tmp_path)) == ["no-mask"]
+
+
 def test_huge_headers_are_not_decoded(tmp_path):
     photo(tmp_path / "images" / "a.jpg")
     Image.new("1", (40_000, 40_000)).save(tmp_path / "big.png")

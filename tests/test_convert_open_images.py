@@ -32,6 +32,14 @@ def test_classes_asked_for(tmp_path):
         registry.read(tmp_path, options=Options(classes=("Cow",)))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings(tmp_path, encoding):
+    format_trees.open_images(tmp_path)
+    for file in tmp_path.glob("*.csv"):
+        file.write_bytes(file.read_text().replace("Cat", "Köter").encode(encoding))
+    assert registry.read(tmp_path).classes == ["Dog, small", "Köter"]
+
+
 def test_machine_ids_without_descriptions(tmp_path):
     format_trees.open_images(tmp_path)
     (tmp_path / "class-descriptions.csv").unlink()
@@ -80,6 +88,16 @@ def test_a_mask_out_of_its_box(tmp_path):
     draft = registry.read(tmp_path)
     assert format_trees.codes(draft) == ["box-mismatch", "missing-image"]
     assert truth.decode(draft.items[0].segmentation, HW).all()
+
+
+@pytest.mark.parametrize("content", [b"/m/\rJ,x", b"\0/m/01,Cat", b"/m/01,\xff\xfe\n"])
+def test_odd_descriptions(tmp_path, content):
+    format_trees.open_images(tmp_path)
+    (tmp_path / "class-descriptions.csv").write_bytes(content)
+    try:
+        assert len(registry.read(tmp_path).items) == 5
+    except UserError as error:
+        assert "class-descriptions.csv" in str(error)
 
 
 def test_nothing_to_read(tmp_path):

@@ -50,8 +50,6 @@ def _pixels(image: Image.Image) -> Shaped[np.ndarray, "..."]:
     if image.mode in _INDEXED or image.mode.startswith("I"):
         pixels = np.asarray(image)
         return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
-    if image.mode in ("LA", "La"):
-        return np.asarray(image.getchannel(0))
     if image.mode == "F":
         raise ValueError("it has fractions instead of whole numbers")
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
@@ -60,12 +58,16 @@ def _pixels(image: Image.Image) -> Shaped[np.ndarray, "..."]:
 def colour_numbers(pixels: Shaped[np.ndarray, "H W _"]) -> Ids:
     """One number per colour: the level if all pixels are grey, else 0xRRGGBB.
 
-    Alpha is left out.
+    Transparent pixels are 0; if all others are black, they are 255.
     """
     red, green, blue = (pixels[:, :, channel].astype(np.int64) for channel in range(3))
-    if np.array_equal(red, green) and np.array_equal(red, blue):
-        return red
-    return (red << 16) | (green << 8) | blue
+    grey = np.array_equal(red, green) and np.array_equal(red, blue)
+    found = red if grey else (red << 16) | (green << 8) | blue
+    if pixels.shape[2] == 4:
+        opaque = pixels[:, :, 3] > 0
+        if not opaque.all():
+            found = np.where(opaque, found if found[opaque].any() else 255, 0)
+    return found
 
 
 def numbers(pixels: Shaped[np.ndarray, "..."]) -> Ids:

@@ -22,6 +22,7 @@ SUMMARY = "masks as pictures: images/ and masks/ with numbers of objects, or one
 _FOLDERS = (("images", "masks"), ("PNGImages", "PedMasks"), ("image", "mask"), ("imgs", "masks"))
 _ENDINGS = ("", "_mask", "-mask", "_masks", "_instance", "_instances", "_instanceIds", "_label")
 _DEPTH = 2  # set / split / picture
+_MOST_OBJECTS = 5000  # of a picture; more numbers or colours are a photograph
 _SAMPLE = 20  # folders looked at to find out the kind
 
 
@@ -223,6 +224,12 @@ def _add_objects(
 ) -> None:
     size = [picture.height, picture.width]
     found = mask_files.object_counts(ids)
+    if len(found) > _MOST_OBJECTS:
+        message = (
+            f"has {len(found)} numbers or colours, so it is no mask; save one number an object"
+        )
+        draft.find("error", "no-mask", where, message)
+        return
     if not found:
         draft.find("note", "empty-mask", where, "the mask is black: the picture has no objects")
     elif list(found) == [255]:

@@ -60,7 +60,8 @@ def read(source: Path, options: Options) -> Draft:
     titles = _titles(files)
     kept = _wanted(options.classes, titles, sheets, source)
     masks = {PurePosixPath(name).name: name for name in trees.files_below(root, _MASKS)}
-    pictures = _pictures(draft, masks, root)
+    mask_names = {row["MaskPath"] for sheet in sheets for row in sheet.rows}
+    pictures = _pictures(draft, mask_names)
     missing: collections.Counter[str] = collections.Counter()
     done = set()
     for sheet in sheets:
@@ -88,44 +89,51 @@ def _csv_files(source: Path) -> list[Path]:
 
 
 def _header(file: Path) -> list[str]:
+    """The cells of the first line, without reading the whole file."""
     try:
-        with open(file, encoding="utf-8-sig", errors="replace") as stream:
-            return [name.strip() for name in stream.readline(2000).split(",")]
+        with open(file, "rb") as stream:
+            start = stream.read(4000)
     except OSError:
         return []
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    lines = start.decode(encoding, "replace").splitlines()
+    return [name.strip() for name in lines[0].split(",")] if lines else []
 
 
 def _read_csv(file: Path, columns: Sequence[str]) -> _Sheet:
     """The rows of a CSV; cells that are not there are ""."""
+    lines = _csv_lines(file)
+    header = [name.strip() for name in lines[0]] if lines else []
+    lacking = [name for name in columns if name not in header]
+    if lacking:
+        raise UserError(f"{file}: has no column {lacking[0]!r}; download it again")
+    empty = dict.fromkeys(header, "")
+    return _Sheet(
+        file, [empty | dict(zip(header, line, strict=False)) for line in lines[1:] if line]
+    )
+
+
+def _csv_lines(file: Path) -> list[list[str]]:
     text = reading.read_text(file).lstrip("\ufeff")
-    limit = csv.field_size_limit(sys.maxsize // 2**32)
+    limit = csv.field_size_limit(sys.maxsize // 2**32)  # a C long
     try:
-        rows = [
-            {key: value if isinstance(value, str) else "" for key, value in row.items() if key}
-            for row in csv.DictReader(io.StringIO(text), skipinitialspace=True)
-        ]
+        return list(csv.reader(io.StringIO(text, newline=None), skipinitialspace=True))
     except csv.Error as error:
         raise UserError(f"{file}: not readable as CSV ({error}); download it again") from error
     finally:
         csv.field_size_limit(limit)
-    lacking = [name for name in columns if rows and name not in rows[0]]
-    if lacking:
-        raise UserError(f"{file}: has no column {lacking[0]!r}; download it again")
-    return _Sheet(file, rows)
 
 
 def _titles(files: Sequence[Path]) -> dict[str, str]:
     """Names of classes by their machine ids: the CSV of two columns that begin with "/m/"."""
     titles: dict[str, str] = {}
     for file in files:
-        with open(file, "rb") as stream:
-            start = stream.read(200).decode("utf-8", "replace").lstrip("\ufeff")
-        lines = start.splitlines() or [""]
-        if not (lines[0].startswith("/") or lines[0].strip() == "LabelName,DisplayName"):
+        first = _header(file)
+        if not (first and first[0].startswith("/")) and first != ["LabelName", "DisplayName"]:
             continue
-        for line in csv.reader(io.StringIO(reading.read_text(file).replace("\0", ""))):
+        for line in _csv_lines(file):
             if len(line) >= 2 and line[0].startswith("/") and line[1].strip():
-                titles[line[0].strip().lstrip("\ufeff")] = line[1].strip()
+                titles[line[0].strip()] = line[1].strip()
     return titles
 
 
@@ -145,14 +153,11 @@ def _wanted(
     return kept
 
 
-def _pictures(draft: Draft, masks: dict[str, str], root: Path) -> dict[str, str]:
+def _pictures(draft: Draft, mask_names: set[str]) -> dict[str, str]:
     """Names of the pictures by ImageID; masks are none."""
     found: dict[str, str] = {}
-    mask_paths = {root / name for name in masks.values()}
     for name in trees.files_below(draft.images):
-        path = draft.images / name
-        is_mask = path in mask_paths and PurePosixPath(name).name.count("_") >= 2
-        if not is_mask:
+        if PurePosixPath(name).name not in mask_names:
             found.setdefault(trees.stem(name), name)
     return found
 

@@ -37,7 +37,7 @@ class _Names(NamedTuple):
     """Class names of one set."""
 
     by_number: dict[int, str]  # of pixels of SegmentationClass
-    order: list[str]
+    order: list[str]  # of a list that came with the set; else the classes that occur are taken
 
 
 def detect(source: Path) -> bool:
@@ -65,9 +65,9 @@ def read(source: Path, options: Options) -> Draft:
         names = _class_names(draft, root, options)
         order += [name for name in names.order if name not in order]
         _read_set(draft, root, names, options)
-    used = {item.label for item in draft.items}
-    draft.classes = [n for n in order if n in used or n not in CLASSES or options.classes]
-    draft.classes += sorted(used - set(draft.classes))
+    used = {item.label for item in draft.items} - set(order)
+    draft.classes = order + [name for name in CLASSES if name in used]
+    draft.classes += sorted(used - set(CLASSES))
     return draft
 
 
@@ -90,7 +90,7 @@ def _class_names(draft: Draft, root: Path, options: Options) -> _Names:
             draft, [line.strip() for line in lines[1:]], str(root / "class_names.txt")
         )
     else:
-        names = list(CLASSES)
+        return _Names(dict(enumerate(CLASSES, 1)), [])
     return _Names(dict(enumerate(names, 1)), list(dict.fromkeys(names)))
 
 
