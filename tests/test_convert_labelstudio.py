@@ -203,6 +203,16 @@ def test_annotations_and_labels(folder):
     assert [i.label for i in draft.items] == ["thing"] and codes(draft) == ["no-class"]
 
 
+def test_regions_without_ids_keep_their_own_labels(folder):
+    points = {"points": [[10, 10], [60, 10], [60, 90]]}
+    values = [("polygonlabels", points | {"polygonlabels": names}) for names in (["a"], ["b", "c"])]
+    tasks = _task(values)
+    for region in tasks[0]["annotations"][0]["result"]:
+        del region["id"]
+    draft = _read(folder, tasks)
+    assert [i.label for i in draft.items] == ["a", "b"] and codes(draft) == ["several-labels"]
+
+
 def test_json_min_equals_json(folder):
     full = _read(folder, samples.labelstudio_content(("a.jpg",)))
     sizes = {"original_width": HW[1], "original_height": HW[0]}

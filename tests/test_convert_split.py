@@ -88,7 +88,7 @@ def test_proportions():
 def test_groups(tmp_path):
     names = [
         "crate_jpg.rf.0123456789abcdef0123456789abcdef.jpg",
-        "crate_jpg.rf.ffff456789abcdef0123456789abcdef.jpg",
+        "more/crate_jpg.rf.ffff456789abcdef0123456789abcdef.jpg",
         "film1_frame7.jpg",
         "film1_frame8.jpg",
         "alone.jpg",
