@@ -1,5 +1,8 @@
 """Masks as pictures: every object is exactly what was written."""
 
+import struct
+import zlib
+
 import format_trees
 import numpy as np
 import pytest
@@ -138,13 +141,17 @@ def test_photographs_are_no_masks(tmp_path):
     assert format_trees.codes(registry.read(tmp_path)) == ["no-mask"]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_huge_headers_are_not_decoded(tmp_path):
     photo(tmp_path / "images" / "a.jpg")
-    Image.new("1", (40_000, 40_000)).save(tmp_path / "big.png")
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "big.png").rename(tmp_path / "masks" / "a.png")
+    format_trees.save(tmp_path / "masks" / "a.png", format_trees.instances())
+    content = bytearray((tmp_path / "masks" / "a.png").read_bytes())
+    content[16:24] = struct.pack(">II", 12_000, 12_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "masks" / "a.png").write_bytes(content)
     draft = registry.read(tmp_path)
     assert format_trees.codes(draft) == ["bad-mask"] and not draft.items
+    assert "12000" in draft.findings[0].message
 
 
 @given(

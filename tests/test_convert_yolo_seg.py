@@ -134,7 +134,7 @@ def test_coco128(shared_data):
     }
     missing = {f.where for f in draft.findings if f.code == "missing-image"}
     assert missing == {f"labels/train2017/000000000{n}.txt" for n in (656, 659)}
-    items = iter(draft.items)
+    items, masks = iter(draft.items), []
     for file in sorted((folder / "labels" / "train2017").glob("*.txt")):
         picture = folder / "images" / "train2017" / f"{file.stem}.jpg"
         for line in file.read_text().splitlines() if picture.is_file() else ():
@@ -143,10 +143,12 @@ def test_coco128(shared_data):
                 outline = np.array(values, float).reshape(-1, 2) * image.size
                 item, hw = next(items), image.size[::-1]
             assert item.label == number and np.allclose(item.segmentation[0], outline.ravel())
-            box = np.prod(np.ptp(outline, axis=0))
-            # Small objects on a finer grid: the rasterisers differ by a rim.
-            scale = 4 if box > 40_000 else 16 if box > 1500 else 64
-            assert truth.outline_iou(item.segmentation, outline, hw, scale) >= 0.995
+            if len(masks) < 300:  # enough of the slow comparison
+                # Small objects on a finer grid: the rasterisers differ by a rim.
+                box = np.prod(np.ptp(outline, axis=0))
+                scale = 4 if box > 40_000 else 16 if box > 1500 else 64
+                masks.append(truth.outline_iou(item.segmentation, outline, hw, scale))
+    assert min(masks) >= 0.995
     assert next(items, None) is None
 
 

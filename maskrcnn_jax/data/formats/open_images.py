@@ -10,7 +10,6 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,11 +30,6 @@ _MASKS = frozenset({".png"})
 _SHARE = 0.02  # of a side, by which a mask may stick out of its box
 
 
-class _Sheet(NamedTuple):
-    file: Path
-    rows: list[dict[str, str]]
-
-
 def detect(source: Path) -> bool:
     """Whether it is such a CSV or a folder with one."""
     return any(set(_COLUMNS) <= set(_header(file)) for file in _csv_files(source))
@@ -52,22 +46,22 @@ def read(source: Path, options: Options) -> Draft:
       UserError: there is no such CSV, or none of its pictures, or none of the classes asked for.
     """
     files = _csv_files(source)
-    sheets = [_read_csv(f, _COLUMNS) for f in files if set(_COLUMNS) <= set(_header(f))]
+    sheets = [f for f in files if set(_COLUMNS) <= set(_header(f))]
     if not sheets:
         raise UserError(f"{source}: no CSV with the columns {', '.join(_COLUMNS)}; name its folder")
     root = source if source.is_dir() else source.parent
     draft = Draft(NAME, source, reading.images_folder(options, (root,)), [], [], [])
     titles = _titles(files)
-    kept = _wanted(options.classes, titles, sheets, source)
     masks = {PurePosixPath(name).name: name for name in trees.files_below(root, _MASKS)}
-    mask_names = {row["MaskPath"] for sheet in sheets for row in sheet.rows}
+    ids, mask_names = _survey(sheets, masks)
+    kept = _wanted(options.classes, titles, ids, source)
     pictures = _pictures(draft, mask_names)
     missing: collections.Counter[str] = collections.Counter()
     done = set()
     for sheet in sheets:
-        for number, row in enumerate(sheet.rows, 2):
+        for number, row in _rows(sheet, _COLUMNS):
             if kept is None or row["LabelName"] in kept:
-                where = f"{sheet.file.name}, line {number}"
+                where = f"{sheet.name}, line {number}"
                 _add_row(draft, row, root, masks, pictures, titles, missing, where)
                 done.add(row["LabelName"])
     _tell_missing(draft, missing, len(draft.pictures))
@@ -100,28 +94,42 @@ def _header(file: Path) -> list[str]:
     return [name.strip() for name in lines[0].split(",")] if lines else []
 
 
-def _read_csv(file: Path, columns: Sequence[str]) -> _Sheet:
-    """The rows of a CSV; cells that are not there are ""."""
+def _rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Numbers and rows of a CSV, one at a time: the training set has 2.7 million.
+
+    Cells that are not there are "".
+    """
     lines = _csv_lines(file)
-    header = [name.strip() for name in lines[0]] if lines else []
+    header = [name.strip() for name in next(lines, [])]
     lacking = [name for name in columns if name not in header]
     if lacking:
         raise UserError(f"{file}: has no column {lacking[0]!r}; download it again")
     empty = dict.fromkeys(header, "")
-    return _Sheet(
-        file, [empty | dict(zip(header, line, strict=False)) for line in lines[1:] if line]
-    )
+    for number, line in enumerate(lines, 2):
+        if line:
+            yield number, empty | dict(zip(header, line, strict=False))
 
 
-def _csv_lines(file: Path) -> list[list[str]]:
+def _csv_lines(file: Path) -> Iterator[list[str]]:
     text = reading.read_text(file).lstrip("\ufeff")
     limit = csv.field_size_limit(sys.maxsize // 2**32)  # a C long
     try:
-        return list(csv.reader(io.StringIO(text, newline=None), skipinitialspace=True))
+        yield from csv.reader(io.StringIO(text, newline=None), skipinitialspace=True)
     except csv.Error as error:
         raise UserError(f"{file}: not readable as CSV ({error}); download it again") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _survey(sheets: Sequence[Path], masks: dict[str, str]) -> tuple[set[str], set[str]]:
+    """The classes' machine ids, and the names of the masks that are there."""
+    ids, names = set(), set()
+    for sheet in sheets:
+        for _, row in _rows(sheet, _COLUMNS):
+            ids.add(row["LabelName"])
+            if row["MaskPath"] in masks:
+                names.add(row["MaskPath"])
+    return ids, names
 
 
 def _titles(files: Sequence[Path]) -> dict[str, str]:
@@ -138,12 +146,11 @@ def _titles(files: Sequence[Path]) -> dict[str, str]:
 
 
 def _wanted(
-    classes: Sequence[str], titles: dict[str, str], sheets: Sequence[_Sheet], source: Path
+    classes: Sequence[str], titles: dict[str, str], there: set[str], source: Path
 ) -> set[str] | None:
     """The machine ids of the classes asked for; None: all."""
     if not classes:
         return None
-    there = {row["LabelName"] for sheet in sheets for row in sheet.rows}
     names = {id: titles.get(id, id) for id in there}
     kept = {id for id, name in names.items() if name in classes or id in classes}
     lacking = [name for name in classes if name not in names.values() and name not in there]
@@ -281,6 +288,6 @@ def _add_crowds(
 
 
 def _groups(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    for number, row in enumerate(_read_csv(file, ("ImageID", "LabelName")).rows, 2):
+    for number, row in _rows(file, ("ImageID", "LabelName")):
         if row.get("IsGroupOf", "").strip() == "1":
             yield number, row

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from maskrcnn_jax.data.formats import reading
+from maskrcnn_jax.data.formats import headers
 from maskrcnn_jax.data.formats.draft import Draft
 
-SUFFIXES = frozenset(suffix for suffixes in reading.SUFFIXES.values() for suffix in suffixes)
+SUFFIXES = frozenset(suffix for suffixes in headers.SUFFIXES.values() for suffix in suffixes)
 _HIDDEN = "."  # macOS keeps attributes in "._a.jpg"
 
 
