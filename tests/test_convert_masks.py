@@ -35,12 +35,13 @@ def test_nuclei_in_a_split_and_one_picture(tmp_path):
     assert len(one.pictures) == 1 and len(one.items) == 2
 
 
-def test_a_folder_of_masks_per_picture(tmp_path):
+@pytest.mark.parametrize("form", ["{name}/{j}.png", "{name}_{j}.png", "{name}_mask_{j}.png"])
+def test_several_masks_per_picture(tmp_path, form):
     for seed, name in enumerate(("a", "b")):
         photo(tmp_path / "images" / f"{name}.jpg", seed=seed)
         for j in range(2):
             mask = format_trees.blob(seed * 2 + j)
-            format_trees.save(tmp_path / "masks" / name / f"{j}.png", mask)
+            format_trees.save(tmp_path / "masks" / form.format(name=name, j=j), mask)
     draft = registry.read(tmp_path, options=Options(classes=("nucleus",)))
     expected = [(f"images/{n}.jpg", "nucleus", format_trees.blob(i)) for i, n in enumerate("aabb")]
     format_trees.check(draft, expected)

@@ -170,6 +170,24 @@ def test_label_studio_exports_agree(shared_data):
         assert max(truth.iou(mask, m) for m in masks) >= 0.995
 
 
+@pytest.mark.parametrize(
+    ("line", "is_label"),
+    [
+        ("0 0.1 0.2 0.3 0.4 0.5 0.6", True),
+        ("  3.0\t1e-3 0.2 0.3 1.001", True),
+        ("0 " + "0.123456 0.5 " * 1000, True),
+        ("0 10 20 30 40 50 60", False),
+        ("car 0.1 0.2 0.3 0.4", False),
+        ("0 0.1 0.2", False),
+        (" " * 6000, False),
+        ("0 0.1 0.2 0.3 nan", False),
+    ],
+)
+def test_what_looks_like_labels(tmp_path, line, is_label):
+    (tmp_path / "a.txt").write_text(f"\n{line}\n")
+    assert yolo_seg.detect(tmp_path) == is_label
+
+
 def test_nothing_to_read(tmp_path):
     photo(tmp_path / "a.jpg", hw=HW)
     with pytest.raises(UserError, match="no label files"):

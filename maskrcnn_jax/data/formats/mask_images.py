@@ -1,10 +1,12 @@
 """Masks as pictures: one file with the number of the object at each pixel, or one file an object.
 
 Layouts: PNGImages/ and PedMasks/ (Penn-Fudan), images/ and masks/ with equal names, X.jpg beside
-X_mask.png, and a folder per picture with images/ and masks/ (Data Science Bowl 2018, nuclei).
+X_mask.png, images/X.jpg with masks/X_1.png or masks/X/1.png, and a folder per picture with images/
+and masks/ (Data Science Bowl 2018, nuclei).
 """
 
 import collections
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,7 @@ SUMMARY = "masks as pictures: images/ and masks/ with numbers of objects, or one
 
 _FOLDERS = (("images", "masks"), ("PNGImages", "PedMasks"), ("image", "mask"), ("imgs", "masks"))
 _ENDINGS = ("", "_mask", "-mask", "_masks", "_instance", "_instances", "_instanceIds", "_label")
+_NUMBERED = re.compile(r"(.+?)[_-](?:mask|object|instance)?[_-]?\d+")  # X_1.png, X_mask_2.png
 _DEPTH = 2  # set / split / picture
 _MOST_OBJECTS = 5000  # of a picture; more numbers or colours are a photograph
 _SAMPLE = 20  # folders looked at to find out the kind
@@ -150,6 +153,9 @@ def _pair_folders(images: Path, masks: Path, name: str) -> _Set:
         elif parent in stems:  # masks/X/1.png, masks/X/2.png, ... of images/X.jpg
             mine[stems[parent][0]].append(masks / file)
             single.add(stems[parent][0])
+        elif (numbered := _NUMBERED.fullmatch(stem)) and numbered.group(1) in stems:
+            mine[stems[numbered.group(1)][0]].append(masks / file)
+            single.add(stems[numbered.group(1)][0])
         else:
             lone.append(masks / file)
     if not mine and lone and (len(names) == 1 or name in stems):

@@ -6,7 +6,6 @@ folder or in one for each split; coordinates are fractions of width and height.
 
 import itertools
 import os
-import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -20,8 +19,8 @@ from maskrcnn_jax.errors import UserError
 NAME = "yolo-seg"
 SUMMARY = "YOLO segmentation: folders images/ and labels/ (or their data.yaml), a .txt per picture"
 
-_LINE = re.compile(r"\s*\d+(\.0+)?(\s+[-+]?[\d.]+([eE][-+]?\d+)?){4,}\s*$")
 _TEXT = frozenset({".txt"})
+_NO_LABELS = ("classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt")
 _DEPTH = 3  # levels below the source at which `labels` are looked for
 _SAMPLE = 20  # files looked at to find out the kind of a folder
 _MOST = 2.0  # fractions above are pixels
@@ -91,8 +90,8 @@ def _label_folders(source: Path) -> list[Path]:
 
 
 def _is_label(file: Path) -> bool:
-    """Whether a text file is about a picture: it has a line of a label, or no line at all."""
-    if file.name.lower() in ("classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt"):
+    """Whether a text file is about a picture, by its name."""
+    if file.name.lower() in _NO_LABELS:
         return False
     return not file.stem.upper().startswith(("README", "LICENSE"))
 
@@ -102,12 +101,16 @@ def _fits(file: Path) -> bool:
         return False
     try:
         with open(file, encoding="utf-8-sig", errors="replace") as stream:
-            return any(
-                _LINE.match(line[:5000].rsplit(None, 1)[0] if len(line) > 5000 else line)
-                for line in itertools.islice(stream, 5)
-            )
+            return any(_looks_like_label(line) for line in itertools.islice(stream, 5))
     except OSError:
         return False
+
+
+def _looks_like_label(line: str) -> bool:
+    values = [reading.parse_number(word) for word in line.split(None, 5)[:5]]
+    if len(values) < 5 or None in values or reading.whole(values[0]) is None:
+        return False
+    return max(abs(value) for value in values[1:]) <= _MOST
 
 
 def _images(root: Path, folders: list[Path], options: Options) -> Path:
