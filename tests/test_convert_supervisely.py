@@ -36,17 +36,18 @@ def test_geometries(tmp_path):
 
 
 def test_a_large_polygon_with_a_hole(tmp_path):
-    hw = (400, 600)
-    outer, hole = np.array(format_trees.STAR) * 7, np.array([[130.5, 120], [220, 130], [180, 210]])
+    hw = (1200, 1800)
+    outer = np.array(format_trees.STAR) * 21
+    hole = np.array([[390.5, 360], [660, 390], [540, 630]])
     format_trees.photo(tmp_path / "ds" / "img" / "a.png", hw=hw)
     points = {"exterior": outer.tolist(), "interior": [hole.tolist()]}
     entry = {"classTitle": "x", "geometryType": "polygon", "points": points}
-    content = {"size": {"height": 400, "width": 600}, "tags": [], "objects": [entry]}
+    content = {"size": {"height": 1200, "width": 1800}, "tags": [], "objects": [entry]}
     (tmp_path / "ds" / "ann").mkdir()
     (tmp_path / "ds" / "ann" / "a.png.json").write_text(json.dumps(content))
     draft = registry.read(tmp_path)
     expected = truth.fill(outer, hw) & ~truth.fill(hole, hw)
-    assert truth.iou(truth.decode(draft.items[0].segmentation, hw), expected) >= 0.985
+    assert truth.iou(truth.decode(draft.items[0].segmentation, hw), expected) >= 0.995
     assert draft.classes == ["x"] and not draft.findings
 
 
