@@ -3,11 +3,26 @@
 from pathlib import Path
 from types import ModuleType
 
-from maskrcnn_jax.data.formats import coco, labelme, labelstudio, reading, via
+from maskrcnn_jax.data.formats import (
+    coco,
+    cvat,
+    labelme,
+    labelstudio,
+    mask_images,
+    open_images,
+    reading,
+    supervisely,
+    via,
+    voc,
+    yolo_seg,
+)
 from maskrcnn_jax.data.formats.draft import Draft, Options
 from maskrcnn_jax.errors import UserError
 
-FORMATS: tuple[ModuleType, ...] = (via, labelme, labelstudio, coco)
+FORMATS: tuple[ModuleType, ...] = (
+    *(via, labelme, labelstudio, coco),
+    *(yolo_seg, voc, mask_images, open_images, cvat, supervisely),
+)
 
 
 def names() -> list[str]:
