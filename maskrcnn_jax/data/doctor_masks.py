@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from pycocotools import mask as mask_utils
 
 from maskrcnn_jax.data.doctor_read import RawData, Thing
 from maskrcnn_jax.data.formats import outlines
+from maskrcnn_jax.data.formats.draft import Grade
 
 TINY_SIDE, TINY_AREA = 4.0, 16.0  # px, square px: below these an object is hardly learnt
 DUPLICATE_IOU = 0.95
@@ -21,6 +22,8 @@ _FULL = 0.97  # share of its box that a mask covers which is nearly a rectangle
 _CANDIDATE_IOU = 0.6  # of boxes whose masks are compared
 _MOST_OBJECTS = 5000  # of one picture that are compared with each other
 _ROWS = 512  # boxes compared with all others at a time
+
+Tell = Callable[[Grade, str, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +149,9 @@ def _near(boxes: Float[np.ndarray, "n 4"]) -> list[tuple[int, int]]:
     for start in range(0, len(boxes), _ROWS):
         rows = boxes[start : start + _ROWS]
         i, j = np.nonzero(_iou(rows, boxes[start:]) > _CANDIDATE_IOU)
-        pairs += [(p + start, q + start) for p, q in zip(i.tolist(), j.tolist(), strict=True) if q > p]
+        pairs += [
+            (p + start, q + start) for p, q in zip(i.tolist(), j.tolist(), strict=True) if q > p
+        ]
     return pairs
 
 
@@ -173,7 +178,7 @@ def check(raw: RawData, measures: Measures) -> None:
 
 
 def _check_one(raw: RawData, thing: Thing, area: float, bounds: Float[np.ndarray, "4"]) -> None:
-    def tell(grade, code: str, message: str) -> None:
+    def tell(grade: Grade, code: str, message: str) -> None:
         raw.tell(grade, code, message, raw.call(thing), thing.photo)
 
     width, height = (bounds[2:] - bounds[:2]).tolist()
@@ -190,8 +195,8 @@ def _check_one(raw: RawData, thing: Thing, area: float, bounds: Float[np.ndarray
     hw = raw.photos[thing.photo].hw
     box = np.clip(thing.box, 0, [hw[1], hw[0]] * 2)
     x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-    if not _same_box(box, bounds):
-        if _same_box(np.array(thing.box) - [0, 0, *thing.box[:2]], bounds):
+    if not same_box(box, bounds):
+        if same_box(np.array(thing.box) - [0, 0, *thing.box[:2]], bounds):
             message = "'bbox' holds two corners; write x, y, width, height, or --fix"
             tell("error", "box-corners", message)
         else:
@@ -199,21 +204,29 @@ def _check_one(raw: RawData, thing: Thing, area: float, bounds: Float[np.ndarray
             seen = ", ".join(f"{v:.1f}" for v in (x, y, w, h))
             message = f"'bbox' is {seen}, around the mask it is {told} (x, y, width, height)"
             tell("warning", "box-not-mask", f"{message}; --fix measures it")
-    _check_area(tell, thing, area, w * h)
+    if not thing.crowd:  # COCO measures the areas of its crowds otherwise
+        _check_area(tell, thing, area)
 
 
-def _same_box(a: Float[np.ndarray, "4"], b: Float[np.ndarray, "4"]) -> bool:
+def same_area(told: float, covered: float) -> bool:
+    """Whether an area as written is that of the mask, as tools round it."""
+    return abs(told - covered) <= max(_AREA_SLACK_PX, _AREA_SLACK * covered)
+
+
+def same_box(a: Float[np.ndarray, "4"], b: Float[np.ndarray, "4"]) -> bool:
+    """Whether box a is that of a mask with the bounds b, as tools round it; both xyxy."""
     slack = np.maximum(_BOX_SLACK_PX, _BOX_SLACK_SHARE * np.tile(b[2:] - b[:2], 2))
     return bool(np.all(np.abs(a - b) <= slack))
 
 
-def _check_area(tell, thing: Thing, area: float, box_area: float) -> None:
-    if thing.area is None or abs(thing.area - area) <= max(_AREA_SLACK_PX, _AREA_SLACK * area):
+def _check_area(tell: Tell, thing: Thing, area: float) -> None:
+    if thing.area is None or same_area(thing.area, area):
         return
+    x0, y0, x1, y1 = thing.box
+    box_area = (x1 - x0) * (y1 - y0)
     if abs(thing.area - box_area) <= _BOX_AREA * box_area and area < _FULL * box_area:
         message = f"'area' {thing.area:.0f} is that of the box, the mask covers {area:.0f}: small, "
         tell("warning", "area-of-box", message + "medium and large are told by it; --fix measures")
     else:
         message = f"'area' is {thing.area:.0f}, the mask covers {area:.0f}; --fix measures it"
         tell("warning", "area-not-mask", message)
-

@@ -1,6 +1,7 @@
 """The doctor's look at boxes and outlines as they are written: numbers, borders, crossings."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def _segmentation(raw: RawData, thing: Thing, value: Any, hw: HW | None) -> None
                 thing.polygons.append(points)
 
 
-def _rle(tell: Any, rle: dict, hw: HW | None) -> dict | None:
+def _rle(tell: Callable[[str, str], None], rle: dict, hw: HW | None) -> dict | None:
     if hw is None:
         return None
     size, counts = rle.get("size"), rle.get("counts")

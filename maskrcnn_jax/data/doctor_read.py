@@ -267,6 +267,8 @@ def _file_name(raw: RawData, entry: dict) -> str:
         raw.tell("error", "no-name", message, where)
         return ""
     if "\\" in name:
+        raw.photos[photo].name = name.replace("\\", "/")
+        where = raw.call_photo(photo)
         message = f"{echo(name)} has back-slashes, which are read as '/'"
         raw.tell("note", "back-slash", message, where, photo)
     return name.replace("\\", "/")
