@@ -8,10 +8,15 @@ import io
 import os
 import sys
 
-from maskrcnn_jax.commands import export, import_weights, predict
+from maskrcnn_jax.commands import export, import_weights, inspect, predict
 from maskrcnn_jax.errors import Stopped, UserError
 
-VERBS = {"predict": predict, "import-weights": import_weights, "export": export}
+VERBS = {
+    "predict": predict,
+    "inspect": inspect,
+    "import-weights": import_weights,
+    "export": export,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="maskrcnn", description="Segments pictures, and carries weights between frameworks."
+        prog="maskrcnn",
+        description="Segments pictures, checks data, carries weights between frameworks.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, module in VERBS.items():

@@ -17,7 +17,7 @@ from pycocotools import mask as mask_utils
 from maskrcnn_jax.data import doctor_masks
 from maskrcnn_jax.data.annotation import parse_annotation
 from maskrcnn_jax.data.doctor import Examined
-from maskrcnn_jax.data.doctor_read import RawData, Thing
+from maskrcnn_jax.data.doctor_read import LISTS, RawData, Thing
 from maskrcnn_jax.data.formats import outlines
 from maskrcnn_jax.data.formats.reading import safe_join
 from maskrcnn_jax.data.formats.to_coco import write_bytes
@@ -63,9 +63,7 @@ def repair(
         )
     _number(raw, kept, done)
     content = {
-        **{
-            k: v for k, v in raw.content.items() if k not in ("images", "annotations", "categories")
-        },
+        **{k: v for k, v in raw.content.items() if k not in LISTS},
         "images": list(images.values()),
         "annotations": [entry for _, entry in kept],
         "categories": list(categories.values()),

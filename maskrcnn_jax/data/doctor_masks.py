@@ -149,9 +149,8 @@ def _near(boxes: Float[np.ndarray, "n 4"]) -> list[tuple[int, int]]:
     for start in range(0, len(boxes), _ROWS):
         rows = boxes[start : start + _ROWS]
         i, j = np.nonzero(_iou(rows, boxes[start:]) > _CANDIDATE_IOU)
-        pairs += [
-            (p + start, q + start) for p, q in zip(i.tolist(), j.tolist(), strict=True) if q > p
-        ]
+        later = j > i
+        pairs += zip((i[later] + start).tolist(), (j[later] + start).tolist(), strict=True)
     return pairs
 
 

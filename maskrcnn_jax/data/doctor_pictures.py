@@ -51,13 +51,9 @@ def look(path: Path) -> Look:
 
 def look_at_all(paths: Sequence[Path], advance: Callable[[], None]) -> list[Look]:
     """Looks at files, in two threads; calls `advance` after each."""
-
-    def one(path: Path) -> Look:
-        return look(path)
-
     found = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for result in _bounded(pool, one, paths):
+        for result in _bounded(pool, look, paths):
             found.append(result)
             advance()
     return found
@@ -128,7 +124,7 @@ def find(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def locate(raw: RawData) -> None:
-    """Fills in the file of every picture; tells of missing ones, and of one file for two entries."""
+    """Fills in the file of every picture; tells of missing ones, and of a file for two entries."""
     owners: dict[Path, int] = {}
     where = ":".join(str(f) for f in raw.folders)
     for index, photo in enumerate(raw.photos):

@@ -143,12 +143,12 @@ def tables(numbers: dict[str, Any], max_instances: int) -> list[Table]:
         octaves[math.floor(math.log2(entry["from_px"]) + 1e-3)] += entry["count"]
     rows = [[f"{2.0**k:g} to {2.0 ** (k + 1):g}", str(c)] for k, c in sorted(octaves.items())]
     found.append(Table("square root of the area", ["pixels", "objects"], rows))
-    rows = [
-        [f"{e['height']} x {e['width']}", str(e["count"])] for e in n["picture_sizes"]["common"]
-    ]
-    found.append(Table("most common picture sizes", ["height x width", "pictures"], rows))
-    rows = [[f"{e['height']} x {e['width']}", str(e["count"])] for e in n["canvases"]]
-    found.append(Table("canvases they are trained on", ["height x width", "pictures"], rows))
+    for title, entries in (
+        ("most common picture sizes", n["picture_sizes"]["common"]),
+        ("canvases they are trained on", n["canvases"]),
+    ):
+        rows = [[f"{e['height']} x {e['width']}", str(e["count"])] for e in entries]
+        found.append(Table(title, ["height x width", "pictures"], rows))
     return found
 
 
@@ -163,11 +163,13 @@ def by_code(findings: list[Finding]) -> dict[tuple[str, str], list[Finding]]:
 def summary(findings: list[Finding]) -> list[str]:
     """Lines to print: of each code the count and the first three findings."""
     lines = []
+    several = len({f.file for f in findings}) > 1
     for (grade, code), like in by_code(findings).items():
         lines.append(f"{grade}: {code} ({len(like)})")
         for finding in like[:_EXAMPLES]:
             where = f"{finding.where}: " if finding.where else ""
-            lines.append(f"    {finding.file}: {where}{finding.message}")
+            file = f"{finding.file}: " if several else ""
+            lines.append(f"    {file}{where}{finding.message}")
         if len(like) > _EXAMPLES:
             lines.append(f"    ... {len(like) - _EXAMPLES} more")
     return lines
