@@ -166,6 +166,7 @@ def _cards(report: Report, most: int) -> list[str]:
 
 def _choose(report: Report, most: int) -> list[tuple[RawData, int, list[Finding]]]:
     chosen: dict[tuple[int, int], list[Finding]] = {}
+    others = []
     for k, examined in enumerate(report.examined):
         raw = examined.raw
         rows = {p.name: i for i, p in reversed([*enumerate(raw.photos)]) if p.file is not None}
@@ -173,9 +174,9 @@ def _choose(report: Report, most: int) -> list[tuple[RawData, int, list[Finding]
             shown = [f for f in like if isinstance(f, PictureFinding) and f.picture in rows]
             for finding in shown[:_PER_CODE]:
                 chosen.setdefault((k, rows[finding.picture]), []).append(finding)
-        step = max(1, len(rows) // max(1, most))
-        for index in list(rows.values())[::step]:
-            chosen.setdefault((k, index), [])
+        others += [(k, index) for index in rows.values()]
+    for place in others[:: max(1, len(others) // max(1, most))]:
+        chosen.setdefault(place, [])
     return [(report.examined[k].raw, i, fs) for (k, i), fs in list(chosen.items())[:most]]
 
 

@@ -91,7 +91,7 @@ def inspect(
 
 
 def _examine(source: Path, kind: str, images: Path | None, max_instances: int) -> Examined:
-    path = _coco_file(source) if kind in ("", "coco") else None
+    path = _coco_file(source, kind) if kind in ("", "coco") else None
     if path is not None:
         content, findings = doctor_read.read_content(path)
         examined = doctor.examine(path, content, findings, max_instances)
@@ -105,11 +105,13 @@ def _examine(source: Path, kind: str, images: Path | None, max_instances: int) -
     return examined
 
 
-def _coco_file(source: Path) -> Path | None:
+def _coco_file(source: Path, kind: str) -> Path | None:
     """The COCO JSON that a source names: itself, or the only one in the folder."""
     if source.is_dir():
         found = [p for p in sorted(source.glob("*.json")) if _is_coco(try_json(p))]
         return found[0] if len(found) == 1 else None
+    if kind == "coco":
+        return source
     if source.suffix.lower() != ".json" or not source.exists():
         return None
     content = try_json(source)
