@@ -17,7 +17,7 @@ from maskrcnn_jax.data import doctor_masks, doctor_outlines, doctor_read
 from maskrcnn_jax.data.doctor_masks import Measures
 from maskrcnn_jax.data.doctor_read import RawData
 from maskrcnn_jax.data.formats.draft import Finding
-from maskrcnn_jax.data.formats.reading import safe_join
+from maskrcnn_jax.data.formats.reading import points, safe_join
 
 MAX_DETECTIONS = 100  # that COCO's evaluation counts of one picture
 _CROWD_SHARE = 0.05
@@ -130,7 +130,7 @@ def check_ids(raw: RawData) -> None:
     ids = sorted({c.id for c in raw.categories if c.id is not None})
     if ids and ids[0] == 0:
         message = "the ids of the classes begin with 0; fine here, but tools that keep 0 for the "
-        raw.tell("note", "ids-from-zero", message + "background shift all classes by one")
+        raw.tell("note", "category-zero", message + "background shift all classes by one")
     if ids and ids[-1] - ids[0] + 1 != len(ids):
         message = f"the ids of {len(ids)} classes go from {ids[0]} to {ids[-1]} with gaps; fine "
         raw.tell("note", "ids-with-gaps", message + "here: classes are matched by name and id")
@@ -167,9 +167,10 @@ def _extent(raw: RawData, index: int) -> tuple[float, float, float, float] | Non
     """xyxy of what was written, before anything was cut off."""
     entry, thing = raw.content["annotations"][raw.things[index].row], raw.things[index]
     if thing.polygons and isinstance(entry["segmentation"], list):
-        written = [doctor_outlines.reading.points(p) for p in entry["segmentation"]]
-        points = np.concatenate([p for p in written if p is not None])
-        return (*points.min(0).tolist(), *points.max(0).tolist())
+        parts = entry["segmentation"]
+        written = [points(p) for p in (parts if isinstance(parts[0], list) else [parts])]
+        together = np.concatenate([p for p in written if p is not None])
+        return (*together.min(0).tolist(), *together.max(0).tolist())
     return thing.box
 
 

@@ -68,9 +68,12 @@ def _segmentation(raw: RawData, thing: Thing, value: Any, hw: HW | None) -> None
 
     if not value:
         what = "is missing" if value is None else f"is {echo(value)}"
-        tell("no-mask", f"'segmentation' {what}; mask training needs polygons or RLE")
+        tell("no-segmentation", f"'segmentation' {what}; mask training needs polygons or RLE")
     elif isinstance(value, dict):
         thing.rle = _rle(tell, value, hw)
+    elif isinstance(value, list) and reading.points(value) is not None and len(value) >= 6:
+        thing.polygons.append(reading.points(value))
+        tell("flat-polygon", "'segmentation' is one list of numbers, not a list of such; or --fix")
     elif not isinstance(value, list) or not all(isinstance(p, list) for p in value):
         tell("bad-mask", f"'segmentation' is {echo(value)}, neither a list of polygons nor an RLE")
     else:

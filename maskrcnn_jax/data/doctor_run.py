@@ -15,6 +15,8 @@ from maskrcnn_jax.errors import UserError
 
 # Of the files in folders that no annotations name.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+# Where in a folder tools put their COCO JSON.
+_PLACES = ("_annotations.coco.json", "labels.json", "result.json", "annotations/*.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,8 @@ def _examine(source: Path, kind: str, images: Path | None, max_instances: int) -
 def _coco_file(source: Path, kind: str) -> Path | None:
     """The COCO JSON that a source names: itself, or the only one in the folder."""
     if source.is_dir():
-        found = [p for p in sorted(source.glob("*.json")) if _is_coco(try_json(p))]
+        found = [p for place in _PLACES for p in sorted(source.glob(place))]
+        found = [p for p in found if _is_coco(try_json(p))]
         return found[0] if len(found) == 1 else None
     if kind == "coco":
         return source

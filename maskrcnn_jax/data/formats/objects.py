@@ -24,11 +24,14 @@ def add_polygons(
     *,
     crowd: bool = False,
     id: int | None = None,
+    pixels: bool = False,
 ) -> None:
     """Adds an object with these parts; what is odd or cannot be used becomes a finding.
 
     polygons: points x, y in pixels; None for a part whose points are no numbers.
     where: what to call the object in findings.
+    pixels: the tool writes numbers of pixels, of which the last is width - 1, so that a point at
+      x = width is outside; it is told, and used as it is.
     """
     good = [p for p in polygons if p is not None and len(p) >= 3]
     if len(good) < len(polygons):
@@ -38,20 +41,43 @@ def add_polygons(
         if not polygons:
             draft.find("error", "bad-points", where, "the object has no polygon; remove it")
         return
-    parts = _clip(draft, picture, good, where)
+    parts = _clip(draft, picture, good, where, pixels)
     if parts:
         rounded = [np.round(part, _DECIMALS).ravel().tolist() for part in parts]
         draft.items.append(Item(picture.name, label, rounded, crowd, id))
 
 
+def add_stroke(
+    draft: Draft,
+    picture: Picture,
+    label: str,
+    polyline: Float[np.ndarray, "n 2"] | None,
+    width: float,
+    where: str,
+    *,
+    id: int | None = None,
+) -> None:
+    """Adds what a round pen covers along a line, and notes the width that was taken."""
+    if polyline is None or not len(polyline):
+        add_polygons(draft, picture, label, [None], where)
+        return
+    message = f"a line is drawn {width:g} px wide; choose with --line-width"
+    draft.find("note", "line", where, message)
+    add_polygons(draft, picture, label, outlines.stroke(polyline, width), where, id=id)
+
+
 def _clip(
-    draft: Draft, picture: Picture, polygons: list[Float[np.ndarray, "n 2"]], where: str
+    draft: Draft,
+    picture: Picture,
+    polygons: list[Float[np.ndarray, "n 2"]],
+    where: str,
+    pixels: bool,
 ) -> list[Float[np.ndarray, "n 2"]]:
     hw = picture.height, picture.width
     low = np.min([p.min(0) for p in polygons], axis=0)
     high = np.max([p.max(0) for p in polygons], axis=0)
     side = np.array(hw[::-1], np.float64)
-    excess = np.maximum(np.maximum(-low, high - side), 0)
+    excess = np.maximum(np.maximum(-low, high - side + pixels), 0)
     if not excess.any():
         return polygons
     parts = [outlines.clip_polygon(p, hw) for p in polygons]

@@ -153,6 +153,11 @@ def points(flat: Any) -> Float[np.ndarray, "n 2"] | None:
     return None if values is None or values.size % 2 else values.reshape(-1, 2)
 
 
+def stack(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
+    """Columns x and y as points."""
+    return np.stack([x, y], axis=1)
+
+
 def point_pairs(pairs: Any) -> Float[np.ndarray, "n 2"] | None:
     """A list of [x, y] as points; None if it is no such list."""
     if not isinstance(pairs, list | tuple):
@@ -174,13 +179,14 @@ def safe_join(folder: Path, name: str) -> Path | None:
 
     Back-slashes are separators; "a/../b" is "b". Links in the folder are the user's own.
     """
-    relative = _normalise(name)
+    relative = clean_name(name)
     return None if relative is None else folder / relative
 
 
-def _normalise(name: str) -> str | None:
+def clean_name(name: str) -> str | None:
+    """A relative name with "/" and without "." and ".."; None if it is absolute or leads out."""
     name = name.replace("\\", "/")
-    if not name or name.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
+    if not name or name.startswith("/") or re.match(r"[A-Za-z]:|\w+://", name):
         return None
     if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
         return None
@@ -229,6 +235,7 @@ def picture(
     others: Sequence[str] = (),
     where: str = "",
     scales: bool = False,
+    once: bool = False,
     group: str = "",
     id: int | None = None,
 ) -> Picture | None:
@@ -244,6 +251,7 @@ def picture(
       others: other names it may have, tried in order.
       where: what to call the entry in findings; its name by default.
       scales: the annotations are relative (percent), so that a scaled copy will do.
+      once: this should be the only entry of the picture; a second one is a finding.
       group, id: see `Picture`.
     """
     if not isinstance(name, str) or not name.strip():
@@ -260,29 +268,38 @@ def picture(
         if draft.known[found] is not None:
             draft.known[found].group, draft.known[found].id = group, id
             draft.pictures.append(draft.known[found])
+    elif once:
+        message = f"{found} has several entries; their objects are put together"
+        draft.find("warning", "duplicate-picture", where, message)
     return draft.known[found]
 
 
-def _find(draft: Draft, name: str, others: Sequence[str], where: str) -> str | None:
-    """The name below draft.images of the first candidate that is there."""
+def locate(folder: Path, name: Any, others: Sequence[str] = ()) -> str | None:
+    """The name below a folder of the first file that is there: name, others, name's last part."""
+    if not isinstance(name, str):
+        return None
     last = PurePosixPath(name.replace("\\", "/")).name
     for candidate in (name, *others, last):
-        relative = _normalise(candidate) if candidate else None
-        if relative is None or not is_file(draft.images / relative):
-            continue
-        if _normalise(name) is None:
-            message = f"{name!r} leads out of {draft.images}; {relative} in it is taken"
-            draft.find("warning", "unsafe-name", where, message)
-        elif relative != _normalise(name):
-            draft.find("note", "other-name", where, f"{name} is read from {relative}")
-        return relative
-    if _normalise(name) is None:
+        relative = clean_name(candidate)
+        if relative is not None and is_file(folder / relative):
+            return relative
+    return None
+
+
+def _find(draft: Draft, name: str, others: Sequence[str], where: str) -> str | None:
+    found, asked = locate(draft.images, name, others), clean_name(name)
+    if found is not None and asked is None:
+        message = f"{name!r} leads out of {draft.images}; {found} in it is taken"
+        draft.find("warning", "unsafe-name", where, message)
+    elif found is not None and found != asked:
+        draft.find("note", "other-name", where, f"{name} is read from {found}")
+    elif found is None and asked is None:
         message = f"{name!r} leads out of {draft.images}; move the picture into it"
         draft.find("error", "unsafe-name", where, message)
-    else:
+    elif found is None:
         message = f"{name} is not in {draft.images}; add the picture or name its folder: --images"
         draft.find("error", "missing-image", where, message)
-    return None
+    return found
 
 
 def _open(
@@ -303,9 +320,9 @@ def _open(
         size = stored
     if orientation != 1:
         _tell_orientation(draft, where, file, orientation, stored, size)
-    if hw is not None and (whole(hw[0]), whole(hw[1])) != size:
-        if not _tell_mismatch(draft, where, file, hw, size, scales):
-            return None
+    fits = hw is None or (whole(hw[0]), whole(hw[1])) == size
+    if not fits and not _tell_mismatch(draft, where, file, hw, size, scales):
+        return None
     return Picture(name, *size)
 
 

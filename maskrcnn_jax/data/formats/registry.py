@@ -3,11 +3,11 @@
 from pathlib import Path
 from types import ModuleType
 
-from maskrcnn_jax.data.formats import reading
+from maskrcnn_jax.data.formats import coco, labelme, labelstudio, reading, via
 from maskrcnn_jax.data.formats.draft import Draft, Options
 from maskrcnn_jax.errors import UserError
 
-FORMATS: tuple[ModuleType, ...] = ()
+FORMATS: tuple[ModuleType, ...] = (via, labelme, labelstudio, coco)
 
 
 def names() -> list[str]:
@@ -22,7 +22,7 @@ def find(kind: str) -> ModuleType:
       UserError: there is none; lists all.
     """
     for module in FORMATS:
-        if module.NAME == kind:
+        if kind == module.NAME:
             return module
     raise UserError(f"--from {kind}: there is no such format; one of {', '.join(names())}")
 

@@ -120,13 +120,13 @@ def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
     free = counts.copy()  # of the groups that have no part yet
     while (part_of < 0).any():
         waiting = free.sum(0)
+        waiting[-1] += counts.sum()  # the pictures last
         column = int(np.argmin(np.where(waiting > 0, waiting, np.inf)))
         open_groups = shuffled[(part_of[shuffled] < 0) & (free[shuffled, column] > 0)]
         # Large groups first: they fit in only while much is wanted.
         for group in open_groups[np.argsort(-counts[open_groups, column], kind="stable")]:
             # The part that lacks most of this class; on a tie, most pictures.
-            lack = want[:, column] / np.maximum(shares, 1e-9) * shares
-            best = max(range(len(shares)), key=lambda p: (lack[p], want[p, -1], -p))
+            best = max(range(len(shares)), key=lambda p: (want[p, column], want[p, -1], -p))
             part_of[group] = best
             want[best] -= counts[group]
             free[group] = 0
