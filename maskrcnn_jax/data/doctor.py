@@ -89,7 +89,7 @@ def check_categories(raw: RawData) -> None:
     if used:
         few = [f"{name} {n}" for name, n in used.items() if n < _FEW_OBJECTS]
         if few:
-            message = f"{len(few)} classes have fewer than {_FEW_OBJECTS} objects: "
+            message = f"fewer than {_FEW_OBJECTS} objects in {len(few)} of {len(used)} classes: "
             raw.tell("note", "rare-class", message + ", ".join(few[:20]))
         most, least = max(used, key=used.__getitem__), min(used, key=used.__getitem__)
         if used[most] >= _IMBALANCE * used[least]:

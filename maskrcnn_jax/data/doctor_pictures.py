@@ -155,6 +155,7 @@ def check(raw: RawData, looks: dict[Path, Look]) -> None:
         where = raw.call_photo(index)
         if seen.problem:
             raw.tell("error", "unreadable-image", seen.problem, where, index)
+        if seen.problem or raw.headers_told:
             continue
         right = SUFFIXES.get(seen.kind)
         if right and PurePosixPath(photo.name).suffix.lower() not in right:

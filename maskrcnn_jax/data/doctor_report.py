@@ -137,7 +137,7 @@ def tables(numbers: dict[str, Any], max_instances: int) -> list[Table]:
     rows = [[name, str(count)] for name, count in classes[:_MOST_CLASSES]]
     if len(classes) > _MOST_CLASSES:
         rows.append([f"... {len(classes) - _MOST_CLASSES} more", ""])
-    found.append(Table(f"{len(classes)} classes", ["class", "objects"], rows))
+    found.append(Table(f"classes: {len(classes)}", ["class", "objects"], rows))
     octaves: collections.Counter = collections.Counter()
     for entry in n["size_histogram"]:
         octaves[math.floor(math.log2(entry["from_px"]) + 1e-3)] += entry["count"]
