@@ -205,3 +205,14 @@ def test_folders_that_do_not_fit(tmp_path):
         doctor_run.inspect([path], images=[tmp_path / "absent"])
     with pytest.raises(UserError, match="--images is given 2 times"):
         doctor_run.inspect([path], images=[tmp_path, tmp_path])
+
+
+def test_folders_named_as_the_file_come_first(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for name in ("a_test", "train", "val"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(scene(0)).save(tmp_path / name / "0.png")
+    path = write(tmp_path / "annotations", ["0.png"])
+    path = path.rename(path.with_name("instances_val.json"))
+    report = doctor_run.inspect([path])
+    assert report.statistics[0]["images"] == str(tmp_path / "val")

@@ -171,6 +171,8 @@ def _annotation(
         done["left out: object without a sound mask"].append(where)
         return None
     told = raw.content["annotations"][thing.row]
+    if {type(told["image_id"]), type(told["category_id"])} != {int}:
+        done["written as a number: reference"].append(where)
     entry = {**told, "image_id": image["id"], "category_id": category_id}
     entry |= {"iscrowd": int(thing.crowd), "segmentation": thing.rle}
     if thing.rle is None:
@@ -223,5 +225,7 @@ def _number(raw: RawData, kept: list[tuple[Thing, dict]], done: dict) -> None:
         if not id or id in taken:
             id = _fresh(own)
             done["numbered: annotation"].append(raw.call(thing))
+        elif type(entry["id"]) is not int:
+            done["written as a number: id"].append(raw.call(thing))
         taken.add(id)
         entry["id"] = id

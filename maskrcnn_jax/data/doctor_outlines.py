@@ -16,6 +16,7 @@ _BOX_OUTSIDE_PX, _BOX_OUTSIDE_SHARE = 4.0, 0.1
 _LEAST_FOR_FRACTIONS = 16  # px; in smaller pictures an object of one pixel is an object
 _LONGEST = 4e6  # px of outline; the rasteriser takes memory in proportion to it
 _MOST_STEPS = 2000  # edges that one edge is compared with
+_LARGEST = 2.0**32  # square px, of an area
 _CHUNK = 200_000  # edges looked at together: about 50 MB
 
 HW = tuple[int, int]
@@ -26,9 +27,11 @@ def parse(raw: RawData) -> None:
     for thing in raw.things:
         entry = raw.content["annotations"][thing.row]
         hw = raw.photos[thing.photo].hw if thing.photo >= 0 else None
-        thing.area = reading.number(entry.get("area"))
+        area = entry.get("area")
+        if type(area) in (int, float) and 0 <= area <= _LARGEST:
+            thing.area = float(area)
         if "area" in entry and thing.area is None:
-            message = f"'area' is {echo(entry['area'])}; leave it out, it is measured on the mask"
+            message = f"'area' is {echo(area)}; leave it out, it is measured on the mask"
             raw.tell("warning", "bad-area", message, raw.call(thing), thing.photo)
         thing.box = _box(raw, thing, entry.get("bbox"), hw)
         _segmentation(raw, thing, entry.get("segmentation"), hw)

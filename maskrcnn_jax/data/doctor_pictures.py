@@ -89,17 +89,18 @@ def _thumb(content: bytes) -> np.ndarray:
 def guess_folders(path: Path, names: Sequence[str]) -> list[Path]:
     """Where the pictures of an annotation file likely are: the folder that has most of the names.
 
-    Looked at are the file's folder, the one above, and the folders in both.
+    Looked at are the file's folder and those in it; if they have none, the one above and those in
+    it. Of folders with as many, that named as the file (instances_train2017.json) comes first.
     """
-    near = [path.parent, path.parent.parent]
-    below = [f for folder in near for f in _subfolders(folder)]
     sample = names[:: max(1, len(names) // 50)][:50]
-    best, most = path.parent, 0
-    for folder in dict.fromkeys([*near, *below]):
-        count = sum(find(name, [folder]) is not None for name in sample)
-        if count > most:
-            best, most = folder, count
-    return [best]
+    for near in (path.parent, path.parent.parent):
+        below = [*_subfolders(near), *_subfolders(near / "images")]
+        below.sort(key=lambda folder: folder.name not in path.stem)
+        folders = [near, *below]
+        counts = [sum(find(name, [f]) is not None for name in sample) for f in folders]
+        if any(counts):
+            return [folders[counts.index(max(counts))]]
+    return [path.parent]
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -42,6 +42,7 @@ def statistics(examined: Examined, max_instances: int, canvas: HW = (_SHORT, _LO
     covered = area[np.nan_to_num(area) > 0]
     return {
         "file": str(raw.path),
+        "images": ":".join(map(str, raw.folders)),
         "pictures": len(raw.photos),
         "objects": len(raw.things),
         "objects_with_mask": len(covered),
@@ -116,6 +117,7 @@ def tables(numbers: dict[str, Any], max_instances: int) -> list[Table]:
     """The statistics as tables."""
     n, per = numbers, numbers["objects_per_picture"]
     overview = [
+        ["folder", n["images"]],
         ["pictures", f"{n['pictures']}, {per['none']} of them without objects"],
         ["objects", f"{n['objects']}, {n['objects_with_mask']} with a mask, {n['crowds']} crowds"],
         [
