@@ -77,7 +77,7 @@ def print_report(report: Report, max_instances: int) -> None:
             console.print(table)
     for line in doctor_report.summary(report.findings):
         console.print(line, markup=False)
-    counts = report.to_json()["counts"]
+    counts = report.counts
     console.print(", ".join(f"{n} {grade}s" for grade, n in counts.items()), markup=False)
 
 
@@ -94,7 +94,7 @@ def print_repairs(content: Mapping[str, Any], done: Mapping[str, Sequence[str]])
 
 def html_page(report: Report, max_instances: int, max_pictures: int) -> str:
     """The page: numbers, findings, and pictures with their masks. All foreign text is escaped."""
-    counts = report.to_json()["counts"]
+    counts = report.counts
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta http-equiv='Content-Security-Policy' "

@@ -17,7 +17,7 @@ from maskrcnn_jax.data import doctor_masks, doctor_outlines, doctor_read
 from maskrcnn_jax.data.doctor_masks import Measures
 from maskrcnn_jax.data.doctor_read import RawData
 from maskrcnn_jax.data.formats.draft import Finding
-from maskrcnn_jax.data.formats.reading import points, safe_join
+from maskrcnn_jax.data.formats.reading import safe_join
 
 MAX_DETECTIONS = 100  # that COCO's evaluation counts of one picture
 _CROWD_SHARE = 0.05
@@ -145,7 +145,7 @@ def check_layout(raw: RawData) -> None:
     in_percent = large = 0
     for photo, members in doctor_masks.things_by_photo(raw).items():
         hw = raw.photos[photo].hw
-        extents = [e for i in members if (e := _extent(raw, i)) is not None]
+        extents = [e for i in members if (e := raw.things[i].extent or raw.things[i].box)]
         if hw is None or not extents:
             continue
         low, high = np.min(extents, axis=0)[:2], np.max(extents, axis=0)[2:]
@@ -161,17 +161,6 @@ def check_layout(raw: RawData) -> None:
         message = f"all {large} objects lie in the first 100 px of pictures larger than "
         message += f"{_LARGE_SIDE} px: likely percent of width and height; convert them to pixels"
         raw.tell("error" if large >= _MANY else "warning", "percent", message)
-
-
-def _extent(raw: RawData, index: int) -> tuple[float, float, float, float] | None:
-    """xyxy of what was written, before anything was cut off."""
-    entry, thing = raw.content["annotations"][raw.things[index].row], raw.things[index]
-    if thing.polygons and isinstance(entry["segmentation"], list):
-        parts = entry["segmentation"]
-        written = [points(p) for p in (parts if isinstance(parts[0], list) else [parts])]
-        together = np.concatenate([p for p in written if p is not None])
-        return (*together.min(0).tolist(), *together.max(0).tolist())
-    return thing.box
 
 
 def check_counts(raw: RawData, max_instances: int) -> None:

@@ -53,7 +53,8 @@ def repair(
             done["left out: duplicate object"].append(raw.call(thing))
         else:
             image, category = images[thing.photo], categories[thing.category]
-            entry = _annotation(raw, thing, image, category["id"], done)
+            bounds = examined.measures.bounds[index]
+            entry = _annotation(raw, thing, bounds, image, category["id"], done)
             if entry is not None:
                 kept.append((thing, entry))
     if not kept:
@@ -162,9 +163,14 @@ def _images(raw: RawData, done: dict) -> dict[int, dict]:
 
 
 def _annotation(
-    raw: RawData, thing: Thing, image: dict, category_id: int, done: dict
+    raw: RawData,
+    thing: Thing,
+    bounds: Float[np.ndarray, "4"],
+    image: dict,
+    category_id: int,
+    done: dict,
 ) -> dict[str, Any] | None:
-    """The repaired entry; None if nothing of it is of use."""
+    """The repaired entry; None if nothing of it is of use. bounds: of the mask."""
     where, hw = raw.call(thing), (image["height"], image["width"])
     rle = doctor_masks.to_rle(thing, hw)
     if rle is None:
@@ -181,7 +187,7 @@ def _annotation(
             done["cut off or reduced: outline"].append(where)
             rounded = [np.round(p, _DECIMALS).ravel().tolist() for p in thing.polygons]
             entry["segmentation"] = rounded
-    area, bounds = _measure(thing, rle)
+    area, tight = _measure(thing, rle)
     if thing.area is None or not (thing.crowd or doctor_masks.same_area(thing.area, area)):
         done["measured: area"].append(where)
         entry["area"] = area
@@ -189,7 +195,7 @@ def _annotation(
     box = None if thing.box is None else np.clip(thing.box, 0, limits)
     if box is None or not doctor_masks.same_box(box, bounds):
         done["measured: bbox"].append(where)
-        box = bounds
+        box = tight
     elif np.any(box != thing.box):
         done["cut off: bbox"].append(where)
     else:

@@ -119,7 +119,8 @@ def _twins(
             where = raw.call_photo(raw.things[rows[0]].photo)
             message = f"of {len(rows)} objects of one class, {_MOST_OBJECTS} are compared"
             raw.tell("note", "not-compared", message, where, raw.things[rows[0]].photo)
-        found += _pairs(raw, rows[:_MOST_OBJECTS], bounds, rles)
+        if len(rows) > 1:
+            found += _pairs(raw, rows[:_MOST_OBJECTS], bounds, rles)
     return found
 
 

@@ -115,6 +115,7 @@ def _borders(raw: RawData, thing: Thing, hw: HW) -> None:
     points = np.concatenate(thing.polygons)
     low, high, side = points.min(0), points.max(0), np.array(hw[::-1], np.float64)
     excess = np.maximum(np.maximum(-low, high - side), 0)
+    thing.extent = (*low.tolist(), *high.tolist())
     where = raw.call(thing)
     if excess.any():
         by = f"the outline leaves the picture of width {hw[1]} and height {hw[0]} by "
@@ -133,11 +134,15 @@ def _borders(raw: RawData, thing: Thing, hw: HW) -> None:
         message = "all coordinates are between 0 and 1: likely fractions of width and height; "
         message += "multiply them, or convert from the format that has them so"
         raw.tell("error", "fractions", message, where, thing.photo)
-    lengths = [float(np.hypot(*(np.roll(p, -1, 0) - p).T).sum()) for p in thing.polygons]
-    if any(length > _LONGEST for length in lengths):
-        message = f"an outline is {max(lengths):.0f} px long, which is no object; remove it"
+    most = float(sum(hw)) * len(points)  # no edge is longer than width and height together
+    if most > _LONGEST and any(_length(p) > _LONGEST for p in thing.polygons):
+        message = f"an outline is more than {_LONGEST:.0f} px long, which is no object; remove it"
         raw.tell("error", "endless", message, where, thing.photo)
         thing.polygons = []
+
+
+def _length(polygon: Float[np.ndarray, "n 2"]) -> float:
+    return float(np.hypot(*(np.roll(polygon, -1, 0) - polygon).T).sum())
 
 
 def check_crossings(raw: RawData) -> None:

@@ -61,6 +61,7 @@ class Thing:
     crowd: bool
     box: tuple[float, float, float, float] | None = None  # xyxy, as written
     area: float | None = None  # as written
+    extent: tuple[float, float, float, float] | None = None  # xyxy of the outline, as written
     polygons: list[Float[np.ndarray, "n 2"]] = dataclasses.field(default_factory=list)
     rle: dict[str, Any] | None = None  # sound, either kind
 

@@ -32,11 +32,15 @@ class Report:
         """All findings, data set by data set."""
         return [f for e in self.examined for f in e.raw.findings]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of findings by grade."""
+        return {g: sum(f.grade == g for f in self.findings) for g in doctor_report.GRADES}
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
         findings = [dataclasses.asdict(f) for f in self.findings]
-        counts = {g: sum(f.grade == g for f in self.findings) for g in doctor_report.GRADES}
-        return {"counts": counts, "statistics": self.statistics, "findings": findings}
+        return {"counts": self.counts, "statistics": self.statistics, "findings": findings}
 
 
 def inspect(
