@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="maskrcnn",
-        description="Segments pictures, converts and checks annotations, carries weights between frameworks.",
+        description="Segments pictures, converts and checks annotations, carries weights over.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, module in VERBS.items():

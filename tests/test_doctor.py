@@ -46,10 +46,16 @@ ANNOTATIONS = [
     ({"bbox": "3 3 5 5"}, "bad-box", "error"),
     ({"bbox": [3, 3, 30, 16]}, "box-not-mask", "warning"),
     ({"bbox": [3, 3, 24, 24]}, "box-not-mask", "warning"),
-    ({"bbox": [20, 10, 40, 30], "segmentation": [[20, 10, 40, 10, 40, 30]]}, "box-corners", "error"),
+    (
+        {"bbox": [20, 10, 40, 30], "segmentation": [[20, 10, 40, 10, 40, 30]]},
+        *("box-corners", "error"),
+    ),
     ({"area": 999}, "area-not-mask", "warning"),
     ({"area": math.nan}, "bad-area", "warning"),
-    ({"segmentation": [[3, 3, 35, 3, 3, 35]], "bbox": [3, 3, 32, 32], "area": 1024}, "area-of-box", "warning"),
+    (
+        {"segmentation": [[3, 3, 35, 3, 3, 35]], "bbox": [3, 3, 32, 32], "area": 1024},
+        *("area-of-box", "warning"),
+    ),
     ({"segmentation": []}, "no-segmentation", "error"),
     ({"segmentation": None}, "no-segmentation", "error"),
     ({"segmentation": [3, 3, 19, 3, 19, 19]}, "flat-polygon", "error"),
@@ -65,7 +71,10 @@ ANNOTATIONS = [
     ({"segmentation": [[3, 3, 69, 3, 69, 9]]}, "far-outside", "warning"),
     ({"segmentation": [[3, 3, 51, 3, 51, 9]]}, "outside", "warning"),
     ({"segmentation": [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]}, "fractions", "error"),
-    ({"segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]], "bbox": [3, 3, 2, 2], "area": 4}, "tiny", "warning"),
+    (
+        {"segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]], "bbox": [3, 3, 2, 2], "area": 4},
+        *("tiny", "warning"),
+    ),
     ({"segmentation": [[3, 3.1, 9, 3.1, 9, 3.2, 3, 3.2]]}, "no-pixel", "warning"),
     ({"segmentation": {"size": [9, 9], "counts": [81]}}, "bad-rle", "error"),
     ({"segmentation": {"size": [40, 50], "counts": [1, 2]}}, "bad-rle", "error"),
@@ -79,7 +88,7 @@ ANNOTATIONS = [
     ({"id": 2**64}, "bad-id", "error"),
     ({"id": 0}, "annotation-zero", "warning"),
     ({"iscrowd": "no"}, "bad-crowd", "warning"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "code", "grade"), ANNOTATIONS)

@@ -216,3 +216,12 @@ def test_folders_named_as_the_file_come_first(tmp_path):
     path = path.rename(path.with_name("instances_val.json"))
     report = doctor_run.inspect([path])
     assert report.statistics[0]["images"] == str(tmp_path / "val")
+
+
+def test_a_fixed_camera_is_one_group():
+    rng = np.random.default_rng(0)
+    frames = [np.clip(scene(0, (32, 32))[..., 0] + rng.integers(-3, 4, (32, 32)), 0, 255)] * 300
+    thumbs = [frame.astype(np.uint8) for frame in frames]
+    twins = doctor_twins.find_twins(thumbs, [bytes([k % 256, k // 256]) for k in range(300)])
+    assert len(twins) < 300 * 10
+    assert doctor_twins.groups(twins, 300) == [list(range(300))]

@@ -23,6 +23,7 @@ _LOW = 8  # frequencies along each side
 _MOST_BITS = 16  # by which hashes of one picture may differ
 _LEAST_CORRELATION = 0.9  # of thumbnails; of different photographs they reach 0.86
 _SAME = 0.99  # of thumbnails of one picture that was only saved anew
+_MOST = 8  # twins of each of two pictures, after which the two are not compared any more
 _MOST_NAMES = 4  # in a message
 _LEAST_DETAIL = 4.0  # standard deviation, gray levels, of a thumbnail that says something
 _ROWS = 256
@@ -42,7 +43,10 @@ class Twin:
 def find_twins(
     thumbs: Sequence[UInt8[np.ndarray, "32 32"]], digests: Sequence[bytes]
 ) -> list[Twin]:
-    """All pairs of pictures that show the same, by their thumbnails and content hashes."""
+    """Pairs of pictures that show the same, by their thumbnails and content hashes.
+
+    Of pictures that all show the same (a fixed camera), enough pairs to connect them.
+    """
     found: dict[tuple[int, int], Twin] = {}
     first_of: dict[bytes, int] = {}
     for index, digest in enumerate(digests):
@@ -61,19 +65,23 @@ def _compare(thumbs: Float[np.ndarray, "n 32 32"], found: dict[tuple[int, int], 
     normal /= np.maximum(deviation, 1e-6)[:, None, None] * thumbs.shape[1]
     frequencies = _frequencies(normal)
     hashes = [_hash(_pose(frequencies, pose)) for pose in POSES]
+    degree = np.zeros(len(thumbs), int)
     for start in range(0, len(thumbs), _ROWS):
         rows = hashes[0][start : start + _ROWS, None]
         for pose, posed in zip(POSES, hashes, strict=True):
             near = np.bitwise_count(rows ^ posed[None, start:]) <= _MOST_BITS
             i, j = np.nonzero(near)
             i, j = i + start, j + start
-            keep = (i < j) & detailed[i] & detailed[j]
+            keep = (i < j) & detailed[i] & detailed[j] & (np.minimum(degree[i], degree[j]) < _MOST)
             for a, b in zip(i[keep].tolist(), j[keep].tolist(), strict=True):
+                if min(degree[a], degree[b]) >= _MOST:
+                    continue
                 correlation = float(np.sum(normal[a] * _turn(normal[b], pose)))
                 best = found.get((a, b))
                 if correlation >= _LEAST_CORRELATION and (
                     best is None or correlation > best.correlation
                 ):
+                    degree[[a, b]] += best is None
                     found[a, b] = Twin(a, b, False, not any(pose), correlation)
 
 
