@@ -68,7 +68,7 @@ def _turn(offsets: Points, angle: float) -> Points:
     return offsets @ np.array([[cos, sin], [-sin, cos]])
 
 
-def clip_polygon(polygon: Points, hw: tuple[int, int]) -> Float[np.ndarray, "m 2"]:
+def clip_polygon(polygon: Points, hw: tuple[int, int]) -> Points:
     """The part of a polygon inside a picture of size hw; no points if there is none.
 
     Source: Sutherland and Hodgman, "Reentrant polygon clipping", CACM 1974. What falls apart stays
@@ -80,9 +80,7 @@ def clip_polygon(polygon: Points, hw: tuple[int, int]) -> Float[np.ndarray, "m 2
     return polygon
 
 
-def _clip_side(
-    polygon: Points, axis: int, sign: float, bound: float
-) -> Float[np.ndarray, "m 2"]:
+def _clip_side(polygon: Points, axis: int, sign: float, bound: float) -> Points:
     """Keeps the side where sign * coordinate >= bound."""
     depth = sign * polygon[:, axis] - bound
     inside = depth >= 0
