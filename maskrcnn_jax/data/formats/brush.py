@@ -10,7 +10,7 @@ many. The mask is where the paint is opaque.
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Integer, UInt8
 
 _OPAQUE = 128  # of 255: brushes have soft borders
 
@@ -25,7 +25,7 @@ def decode_brush(rle: Any, hw: tuple[int, int]) -> Bool[np.ndarray, "H W"] | Non
     return None if values is None else (values[3::4] >= _OPAQUE).reshape(hw)
 
 
-def _unpack(code: UInt8[np.ndarray, " n"], num: int) -> Int[np.ndarray, " m"] | None:
+def _unpack(code: UInt8[np.ndarray, " n"], num: int) -> Integer[np.ndarray, " m"] | None:
     """The `num` values of a code; None if it ends too early or has another number of them."""
     end = 8 * len(code)
     padded = code.tobytes() + bytes(8)
@@ -56,7 +56,9 @@ def _unpack(code: UInt8[np.ndarray, " n"], num: int) -> Int[np.ndarray, " m"] | 
     return values
 
 
-def _words(code: UInt8[np.ndarray, " n"], start: int, end: int, word: int) -> Int[np.ndarray, " m"]:
+def _words(
+    code: UInt8[np.ndarray, " n"], start: int, end: int, word: int
+) -> Integer[np.ndarray, " m"]:
     """The values between two bit positions, `word` bits each, highest first."""
     bits = np.unpackbits(code[start // 8 : -(-end // 8)])[start % 8 : start % 8 + end - start]
     return bits.reshape(-1, word).astype(np.int64) @ (1 << np.arange(word - 1, -1, -1))

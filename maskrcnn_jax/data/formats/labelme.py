@@ -26,10 +26,11 @@ SUMMARY = "labelme: a folder of JSON files beside their pictures, or one such fi
 # labelme's own labels for what is not to be learnt.
 _NO_CLASS = ("__ignore__", "_background_")
 _SAMPLE = 20  # files looked at to find out the kind of a folder
+_EMBEDDED = [kind for kind in reading.SUFFIXES if kind != "MPO"]  # which Pillow opens as JPEG
 _PICTURE_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".bmp")
 
 # A part of an object: polygons, or a mask of the whole picture.
-_Part = list[Float[np.ndarray, "n 2"] | None] | Bool[np.ndarray, "H W"]
+_Part = list[Float[np.ndarray, "_ 2"] | None] | Bool[np.ndarray, "H W"]
 
 
 def detect(source: Path) -> bool:
@@ -201,7 +202,7 @@ def _part(
     return None
 
 
-def _outline(kind: str, a: list[float], b: list[float]) -> Float[np.ndarray, "n 2"]:
+def _outline(kind: str, a: list[float], b: list[float]) -> Float[np.ndarray, "_ 2"]:
     if kind == "rectangle":
         return outlines.rectangle(*a, *b)
     if kind == "circle":  # the centre and a point on it
@@ -212,7 +213,7 @@ def _outline(kind: str, a: list[float], b: list[float]) -> Float[np.ndarray, "n 
 
 
 def _mask(
-    draft: Draft, picture: Picture, shape: dict, points: Float[np.ndarray, "n 2"], where: str
+    draft: Draft, picture: Picture, shape: dict, points: Float[np.ndarray, "_ 2"], where: str
 ) -> Bool[np.ndarray, "H W"] | None:
     """The bitmap of labelme 5, a PNG of the rectangle from the first to the last point."""
     mask = np.zeros((picture.height, picture.width), bool)
@@ -242,7 +243,7 @@ def _decode(data: Any) -> bytes | None:
 def _kind(data: bytes) -> str | None:
     """Pillow's name of the format of a picture; None if it is none that we write."""
     try:
-        with Image.open(io.BytesIO(data), formats=list(reading.SUFFIXES)) as image:
+        with Image.open(io.BytesIO(data), formats=_EMBEDDED) as image:
             return image.format
     except Exception:  # Pillow's readers raise many kinds on damaged data
         return None

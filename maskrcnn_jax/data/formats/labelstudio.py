@@ -206,7 +206,7 @@ def _add(draft: Draft, picture: Picture, label: str, region: dict[str, Any], whe
         objects.add_polygons(draft, picture, label, [_outline(picture, value)], where)
 
 
-def _outline(picture: Picture, value: dict[str, Any]) -> Float[np.ndarray, "n 2"] | None:
+def _outline(picture: Picture, value: dict[str, Any]) -> Float[np.ndarray, "_ 2"] | None:
     unit = np.array([picture.width, picture.height]) / 100
     if "points" in value:
         points = reading.point_pairs(value["points"])

@@ -19,7 +19,7 @@ def add_polygons(
     draft: Draft,
     picture: Picture,
     label: str,
-    polygons: Sequence[Float[np.ndarray, "n 2"] | None],
+    polygons: Sequence[Float[np.ndarray, "_ 2"] | None],
     where: str,
     *,
     crowd: bool = False,
@@ -51,7 +51,7 @@ def add_stroke(
     draft: Draft,
     picture: Picture,
     label: str,
-    polyline: Float[np.ndarray, "n 2"] | None,
+    polyline: Float[np.ndarray, "_ 2"] | None,
     width: float,
     where: str,
     *,
@@ -69,10 +69,10 @@ def add_stroke(
 def _clip(
     draft: Draft,
     picture: Picture,
-    polygons: list[Float[np.ndarray, "n 2"]],
+    polygons: list[Float[np.ndarray, "_ 2"]],
     where: str,
     pixels: bool,
-) -> list[Float[np.ndarray, "n 2"]]:
+) -> list[Float[np.ndarray, "_ 2"]]:
     hw = picture.height, picture.width
     low = np.min([p.min(0) for p in polygons], axis=0)
     high = np.max([p.max(0) for p in polygons], axis=0)

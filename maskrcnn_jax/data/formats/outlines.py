@@ -16,7 +16,7 @@ _SAGITTA = 0.02
 _MOST_CORNERS = 2000
 _MOST_SIXTHS = 6  # groups of 5 bits of one count: pictures have fewer than 2**30 pixels
 
-Points = Float[np.ndarray, "n 2"]
+Points = Float[np.ndarray, "_ 2"]
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float, angle: float = 0.0) -> Points:

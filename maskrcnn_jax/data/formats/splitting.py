@@ -71,9 +71,10 @@ def split(
 ) -> list[dict[str, Any]]:
     """Splits the pictures into parts, each a COCO JSON with all categories.
 
-    Every class is spread over the parts as the fractions ask, the rarest first (iterative
-    stratification: Sechidis et al., "On the stratification of multi-label data", 2011). Every
-    class occurs in the first part, as far as no other part is left without a picture by that.
+    Every class, and the pictures, are spread over the parts as the fractions ask: greedily, the
+    rarest class first, in the spirit of iterative stratification (Sechidis et al., "On the
+    stratification of multi-label data", 2011). Every class occurs in the first part, as far as no
+    other part is left without a picture by that.
     Equal arguments give equal parts.
 
     Args:
@@ -114,25 +115,30 @@ def split(
 
 def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The part of each group. counts [groups, classes + 1], shares [parts]."""
+    totals = np.maximum(counts.sum(0), 1)
+    # The pictures weigh as much as all classes together.
+    weights = np.append(np.ones(len(totals) - 1), max(len(totals) - 1, 1)) / totals**2
     want = shares[:, None] * counts.sum(0)
     part_of = np.full(len(counts), -1)
-    shuffled = rng.permutation(len(counts))
-    free = counts.copy()  # of the groups that have no part yet
-    while (part_of < 0).any():
-        waiting = free.sum(0)
-        waiting[-1] += counts.sum()  # the pictures last
-        column = int(np.argmin(np.where(waiting > 0, waiting, np.inf)))
-        open_groups = shuffled[(part_of[shuffled] < 0) & (free[shuffled, column] > 0)]
-        # Large groups first: they fit in only while much is wanted.
-        for group in open_groups[np.argsort(-counts[open_groups, column], kind="stable")]:
-            # The part that lacks most of this class; on a tie, most pictures.
-            best = max(range(len(shares)), key=lambda p: (want[p, column], want[p, -1], -p))
-            part_of[group] = best
-            want[best] -= counts[group]
-            free[group] = 0
+    for group in _order(counts, rng):
+        # By how much the squared lack, in proportion to the share, becomes less.
+        gain = (2 * want * counts[group] - counts[group] ** 2) @ weights / shares
+        best = int(np.argmax(gain))
+        part_of[group] = best
+        want[best] -= counts[group]
     _fill_empty(part_of, counts, len(shares))
     _all_classes_in_first(part_of, counts)
     return part_of
+
+
+def _order(counts: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """The groups: those with the rarest class first, of these the largest, else by chance."""
+    totals = counts[:, :-1].sum(0)
+    rarest = [
+        min((totals[c] for c in np.flatnonzero(row)), default=np.inf) for row in counts[:, :-1]
+    ]
+    shuffled = rng.permutation(len(counts)).tolist()
+    return sorted(shuffled, key=lambda group: (rarest[group], -counts[group].sum()))
 
 
 def _fill_empty(part_of: np.ndarray, counts: np.ndarray, num_parts: int) -> None:

@@ -147,9 +147,11 @@ def _cell(text: str | None, file: Path) -> Any:
 
 def _regions(draft: Draft, key: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict]]:
     regions = entry.get("regions")
-    pairs = regions.items() if isinstance(regions, dict) else enumerate(regions or ())
-    if not isinstance(regions, dict | list | None):
-        pairs = enumerate([regions])
+    if isinstance(regions, dict):
+        pairs = list(regions.items())
+    else:
+        several = regions if isinstance(regions, list) else [regions]
+        pairs = [] if regions is None else list(enumerate(several))
     for number, region in pairs:
         if isinstance(region, dict) and isinstance(region.get("shape_attributes"), dict):
             yield str(number), region
