@@ -74,8 +74,7 @@ def test_mushrooms(shared_data, tmp_path):
     found = {frozenset(re.findall(r"\((\S+\.jpg)\)", f"{f.where} {f.message}")) for f in near}
     assert found == expected and len(expected) == 13
     assert count(report, "leak") == 0
-    fixed = repaired(doctor_run.inspect([folder / "train"]), tmp_path, folder / "train")
-    assert len(fixed.inst_id) == 5924
+    assert len(repaired(report, tmp_path, folder / "train").inst_id) == 5924
 
 
 def test_cars(shared_data):
