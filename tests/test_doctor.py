@@ -298,9 +298,12 @@ def test_crossings_of_long_outlines():
     bow[[5001, 5002]] = bow[[5002, 5001]]
     comb = np.stack([np.tile([0.0, 600.0], 5000), np.arange(10_000) * 0.06], axis=1)
     comb = np.concatenate([comb, [[700, 600], [700, -10], [0, -10]]])
-    crossing, complete = self_crossing([circle, bow, circle[::-1], comb])
-    assert crossing.tolist() == [False, True, False, False]
-    assert complete.tolist() == [True, True, True, False]
+    scribble = np.random.default_rng(0).random((5000, 2)) * 600
+    crossing, complete = self_crossing([circle, bow, circle[::-1], comb, scribble])
+    assert crossing.tolist() == [False, True, False, False, True] and complete.all()
+    slanted = comb @ np.array([[1.0, 1.0], [-1.0, 1.0]])  # every edge beside thousands
+    crossing, complete = self_crossing([slanted])
+    assert crossing.tolist() == [False] and complete.tolist() == [False]
 
 
 def test_masks_with_holes_are_measured(tmp_path):

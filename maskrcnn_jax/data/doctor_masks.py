@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +21,7 @@ _BOX_AREA = 0.005  # share by which an area may differ from the box's and still 
 _FULL = 0.97  # share of its box that a mask covers which is nearly a rectangle
 _CANDIDATE_IOU = 0.6  # of boxes whose masks are compared
 _MOST_OBJECTS = 5000  # of one picture that are compared with each other
-_ROWS = 512  # boxes compared with all others at a time
+_ROWS = 128  # boxes compared with all others at a time
 
 Tell = Callable[[Grade, str, str], None]
 
@@ -145,14 +145,12 @@ def _pairs(
     return found
 
 
-def _near(boxes: Float[np.ndarray, "n 4"]) -> list[tuple[int, int]]:
-    pairs: list[tuple[int, int]] = []
+def _near(boxes: Float[np.ndarray, "n 4"]) -> Iterator[tuple[int, int]]:
     for start in range(0, len(boxes), _ROWS):
         rows = boxes[start : start + _ROWS]
         i, j = np.nonzero(_iou(rows, boxes[start:]) > _CANDIDATE_IOU)
         later = j > i
-        pairs += zip((i[later] + start).tolist(), (j[later] + start).tolist(), strict=True)
-    return pairs
+        yield from zip((i[later] + start).tolist(), (j[later] + start).tolist(), strict=True)
 
 
 def _iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:

@@ -14,8 +14,9 @@ from maskrcnn_jax.data.formats.objects import OUTSIDE_PX, OUTSIDE_SHARE
 # A box may stick out so far before the strict loader refuses it: pixels, and share of its side.
 _BOX_OUTSIDE_PX, _BOX_OUTSIDE_SHARE = 4.0, 0.1
 _LEAST_FOR_FRACTIONS = 16  # px; in smaller pictures an object of one pixel is an object
-_LONGEST = 4e6  # px of outline; the rasteriser takes memory in proportion to it
-_MOST_STEPS = 2000  # edges that one edge is compared with
+_LONGEST = 1e6  # px of outline; the rasteriser takes memory in proportion to it
+_WORK = 200  # edges that an edge is compared with, on an average
+_STEP = 500  # comparisons that take as long as to begin with another one of each edge
 _LARGEST = 2.0**32  # square px, of an area
 _CHUNK = 200_000  # edges looked at together: about 50 MB
 
@@ -169,8 +170,8 @@ def self_crossing(
     """Which polygons have two edges that cross at a point inside both, and which tests are whole.
 
     Edges that touch, or lie on each other, do not cross. A sweep over the edges of all polygons in
-    the order of their left ends: each is compared with those that begin before it ends, at most
-    2,000. Near n log n for outlines, whose edges are short.
+    the order of their left (or upper) ends: each is compared with those that begin before it ends.
+    Near n log n for outlines, whose edges are short; given up where they take too long.
     """
     crossing, complete = np.zeros(len(polygons), bool), np.ones(len(polygons), bool)
     sizes = np.array([len(p) for p in polygons], np.int64)
@@ -189,16 +190,22 @@ def _sweep(
 ) -> None:
     a = np.concatenate(polygons)
     b = np.concatenate([np.roll(p, -1, axis=0) for p in polygons])
-    owner = np.repeat(np.arange(len(polygons)), [len(p) for p in polygons])
+    sizes = np.array([len(p) for p in polygons])
+    owner = np.repeat(np.arange(len(polygons)), sizes)
+    upright = _along_y(a, b, sizes)[owner]
+    a[upright], b[upright] = a[upright, ::-1], b[upright, ::-1]
     left, right = np.minimum(a[:, 0], b[:, 0]), np.maximum(a[:, 0], b[:, 0])
     order = np.lexsort((left, owner))
     a, b, owner, left, right = a[order], b[order], owner[order], left[order], right[order]
     low, high = np.minimum(a[:, 1], b[:, 1]), np.maximum(a[:, 1], b[:, 1])
     alive = np.arange(len(a))
-    for step in range(1, _MOST_STEPS + 1):
+    step, work = 0, 0
+    while work < _WORK * (len(a) + _CHUNK // 8):
+        step, work = step + 1, work + len(alive) + _STEP
         alive = alive[alive + step < len(a)]
         other = alive + step
         keep = (owner[alive] == owner[other]) & (left[other] <= right[alive])
+        keep &= ~crossing[owner[alive]]
         alive, other = alive[keep], other[keep]
         if not alive.size:
             return
@@ -206,6 +213,14 @@ def _sweep(
         i, j = alive[near], other[near]
         crossing[owner[i[_cross(a[i], b[i], a[j], b[j])]]] = True
     complete[owner[alive]] = False
+
+
+def _along_y(a: np.ndarray, b: np.ndarray, sizes: Int[np.ndarray, " q"]) -> Bool[np.ndarray, " q"]:
+    """Of which polygons the edges overlap less from top to bottom than from left to right."""
+    starts = np.cumsum(sizes) - sizes
+    extent = np.maximum.reduceat(a, starts) - np.minimum.reduceat(a, starts)
+    share = np.add.reduceat(np.abs(b - a), starts) / np.maximum(extent, 1e-9)
+    return share[:, 1] < share[:, 0]
 
 
 def _cross(
