@@ -225,3 +225,17 @@ def test_a_fixed_camera_is_one_group():
     twins = doctor_twins.find_twins(thumbs, [bytes([k % 256, k // 256]) for k in range(300)])
     assert len(twins) < 300 * 10
     assert doctor_twins.groups(twins, 300) == [list(range(300))]
+
+
+def test_cropped_copies_are_found_and_like_landscapes_are_not(tmp_path):
+    big = scene(0, (240, 320))
+    Image.fromarray(big).save(tmp_path / "a.png")
+    Image.fromarray(big[4:236, 6:318]).save(tmp_path / "b.png")
+    for k, name in enumerate(("c.png", "d.png")):  # bright above, dark below, else different
+        mixed = 0.25 * scene(50 + k, (240, 320)) + np.linspace(190, 0, 240)[:, None, None]
+        Image.fromarray(mixed.astype(np.uint8)).save(tmp_path / name)
+    looks = [look(tmp_path / f"{name}.png") for name in "abcd"]
+    thumbs = np.stack([x.thumb for x in looks]).astype(float)
+    assert np.corrcoef(thumbs[2].ravel(), thumbs[3].ravel())[0, 1] > 0.9
+    twins = doctor_twins.find_twins([x.thumb for x in looks], [x.digest for x in looks])
+    assert [(t.first, t.second) for t in twins] == [(0, 1)]

@@ -4,11 +4,13 @@ Each picture gets a hash of 63 bits, the signs of the lowest frequencies of its 
 (C. Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010, chapter 3:
 "pHash"). Mirroring only changes signs of odd frequencies, and turning exchanges the axes, so that
 the hashes of all eight poses come from one transform. Pairs with near hashes are then compared by
-their thumbnails.
+their thumbnails: as they are, and without their large forms (sky above grass is common to many), a
+little moved against each other (copies that were cropped, frames of one scene).
 """
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +20,16 @@ from jaxtyping import Float, UInt8, UInt64
 from maskrcnn_jax.data.doctor_pictures import Look
 from maskrcnn_jax.data.doctor_read import RawData
 
-POSES = tuple((turned, up, over) for turned in (0, 1) for up in (0, 1) for over in (0, 1))
+Pose = tuple[int, int, int]  # transposed, mirrored up to down, mirrored left to right
+POSES: tuple[Pose, ...] = tuple(
+    (turned, up, over) for turned in (0, 1) for up in (0, 1) for over in (0, 1)
+)
 _LOW = 8  # frequencies along each side
 _MOST_BITS = 16  # by which hashes of one picture may differ
-_LEAST_CORRELATION = 0.9  # of thumbnails; of different photographs they reach 0.86
+_LEAST_CORRELATION = 0.8  # of thumbnails
+_LEAST_DETAIL_CORRELATION = 0.65  # without their large forms; of different photographs up to 0.4
+_SHIFTS = range(-2, 3)  # px of thumbnails, by which details may be moved
+_BLUR = 2  # px of thumbnails around each that its large forms are taken from
 _SAME = 0.99  # of thumbnails of one picture that was only saved anew
 _MOST = 8  # twins of each of two pictures, after which the two are not compared any more
 _MOST_NAMES = 4  # in a message
@@ -76,13 +84,47 @@ def _compare(thumbs: Float[np.ndarray, "n 32 32"], found: dict[tuple[int, int], 
             for a, b in zip(i[keep].tolist(), j[keep].tolist(), strict=True):
                 if min(degree[a], degree[b]) >= _MOST:
                     continue
-                correlation = float(np.sum(normal[a] * _turn(normal[b], pose)))
                 best = found.get((a, b))
-                if correlation >= _LEAST_CORRELATION and (
-                    best is None or correlation > best.correlation
-                ):
+                twin = _judge(a, b, pose, normal[a], _turn(normal[b], pose), best)
+                if twin is not None:
                     degree[[a, b]] += best is None
-                    found[a, b] = Twin(a, b, False, not any(pose), correlation)
+                    found[a, b] = twin
+
+
+def _judge(
+    a: int, b: int, pose: Pose, first: np.ndarray, second: np.ndarray, best: Twin | None
+) -> Twin | None:
+    """The twin that two normalised thumbnails are; None if they are none, or less than `best`."""
+    correlation = float(np.sum(first * second))
+    if correlation < (best.correlation if best else _LEAST_CORRELATION):
+        return None
+    if _detail_correlation(first, second) < _LEAST_DETAIL_CORRELATION:
+        return None
+    return Twin(a, b, best is not None and best.same_file, not any(pose), correlation)
+
+
+def _detail_correlation(a: Float[np.ndarray, "s s"], b: Float[np.ndarray, "s s"]) -> float:
+    """The correlation of the details of two thumbnails, at the shift where it is greatest."""
+    a, b, best = _detail(a), _detail(b), -1.0
+    for dy, dx in itertools.product(_SHIFTS, _SHIFTS):
+        u = _overlap(_overlap(a, dy).T, dx)
+        v = _overlap(_overlap(b, -dy).T, -dx)
+        u, v = u - u.mean(), v - v.mean()
+        scale = float(np.sqrt((u * u).sum() * (v * v).sum()))
+        best = max(best, float((u * v).sum()) / max(scale, 1e-9))
+    return best
+
+
+def _overlap(image: np.ndarray, shift: int) -> np.ndarray:
+    """The lines of an image that lie on another one moved by so many."""
+    return image[max(shift, 0) : len(image) + min(shift, 0)]
+
+
+def _detail(image: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]:
+    """What an image differs from the mean of the square around each pixel."""
+    size = 2 * _BLUR + 1
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(image, _BLUR, "edge"), (size, size))
+    return image - windows.mean((2, 3))
 
 
 def _frequencies(images: Float[np.ndarray, "n s s"]) -> Float[np.ndarray, "n 8 8"]:
@@ -93,14 +135,14 @@ def _frequencies(images: Float[np.ndarray, "n s s"]) -> Float[np.ndarray, "n 8 8
     return np.einsum("fy,nyx,gx->nfg", basis, images, basis, optimize=True)
 
 
-def _turn(image: np.ndarray, pose: tuple[int, int, int]) -> np.ndarray:
+def _turn(image: np.ndarray, pose: Pose) -> np.ndarray:
     """The image transposed, then mirrored along its vertical and horizontal axes."""
     turned, up, over = pose
     image = np.swapaxes(image, -1, -2) if turned else image
     return image[..., :: -1 if up else 1, :: -1 if over else 1]
 
 
-def _pose(frequencies: np.ndarray, pose: tuple[int, int, int]) -> np.ndarray:
+def _pose(frequencies: np.ndarray, pose: Pose) -> np.ndarray:
     """The frequencies of the image in that pose."""
     turned, up, over = pose
     if turned:
