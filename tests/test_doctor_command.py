@@ -1,12 +1,19 @@
 """`maskrcnn inspect` as a user meets it: exit status, files, the page, mistakes."""
 
+import contextlib
 import html.parser
+import io
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_coco
-from doctor_cases import GOOD, HW, content
+from doctor_cases import GOOD, HW, all_kinds, content
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from maskrcnn_jax import cli
@@ -144,3 +151,34 @@ def test_masks_are_drawn_where_they_are(tmp_path, data):
     plain = np.asarray(Image.open(data.parent / "images" / "5.png").convert("RGB"), int)
     changed = np.abs(drawn - plain).sum(-1) > 0
     assert changed[4:18, 4:18].all() and not changed[30:, 25:].any()
+
+
+def _damage(draw, content):
+    """A file cut, with bytes exchanged, or in another encoding."""
+    kind = draw(st.sampled_from(["cut", "bytes", "utf-16", "cp1252", "bom", "doubled"]))
+    if kind == "cut":
+        return content[: draw(st.integers(0, len(content)))]
+    if kind == "bytes":
+        for _ in range(draw(st.integers(1, 4))):
+            place = draw(st.integers(0, len(content) - 1))
+            content = content[:place] + draw(st.binary(max_size=2)) + content[place + 1 :]
+        return content
+    if kind == "bom":
+        return b"\xef\xbb\xbf" + content
+    return content * 2 if kind == "doubled" else content.decode().encode(kind)
+
+
+@settings(max_examples=int(os.environ.get("MASKRCNN_JAX_FUZZ", "40")))
+@given(st.data())
+def test_damaged_files_never_end_in_a_traceback(given_data):
+    content = json.dumps(all_kinds() | {"info": "Möbel"}, ensure_ascii=False).encode("utf-8")
+    content = _damage(given_data.draw, content)
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        folder = Path(name)
+        (folder / "data.json").write_bytes(content)
+        outputs = ["--json", f"{folder}/r.json", "--html", f"{folder}/r.html"]
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            status = cli.main(["inspect", f"{folder}/data.json", *outputs])
+        assert status in (0, 1, 2)
+        assert (status == 2) == ("error: " in errors.getvalue())
+        assert (folder / "data.json").read_bytes() == content

@@ -186,13 +186,17 @@ def check_counts(raw: RawData, max_instances: int) -> None:
 
 
 def compare(splits: Sequence[RawData]) -> None:
-    """Tells each split what classes it lacks, or has under another id, than the first."""
+    """Tells each split what classes it lacks, or has under another id than the first.
+
+    Ids of other formats are given when they are converted, all splits together.
+    """
     tables = [{c.id: c.name for c in raw.categories} for raw in splits]
     used = [
         {raw.categories[i].name for i, n in enumerate(class_counts(raw)) if n} for raw in splits
     ]
     for k, raw in enumerate(splits):
-        for id in sorted(tables[0].keys() | tables[k].keys(), key=str):
+        ids = tables[0].keys() | tables[k].keys()
+        for id in () if raw.foreign or splits[0].foreign else sorted(ids, key=str):
             if tables[0].get(id) != tables[k].get(id):
                 message = f"is {tables[k].get(id, 'absent')!r} here and "
                 message += f"{tables[0].get(id, 'absent')!r} in {splits[0].path}; give all splits "

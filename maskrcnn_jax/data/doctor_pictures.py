@@ -156,7 +156,7 @@ def check(raw: RawData, looks: dict[Path, Look]) -> None:
         where = raw.call_photo(index)
         if seen.problem:
             raw.tell("error", "unreadable-image", seen.problem, where, index)
-        if seen.problem or raw.headers_told:
+        if seen.problem or raw.foreign:
             continue
         right = SUFFIXES.get(seen.kind)
         if right and PurePosixPath(photo.name).suffix.lower() not in right:

@@ -77,7 +77,7 @@ class RawData:
     things: list[Thing] = dataclasses.field(default_factory=list)
     findings: list[Finding] = dataclasses.field(default_factory=list)
     folders: list[Path] = dataclasses.field(default_factory=list)  # of the pictures
-    headers_told: bool = False  # suffix, EXIF and size are told by the reader of another format
+    foreign: bool = False  # of another format: suffix, EXIF, size are told, ids are not its own
 
     def tell(self, grade: Grade, code: str, message: str, where: str = "", photo: int = -1) -> None:
         """Adds a finding; photo: index of the picture that it concerns."""

@@ -108,7 +108,7 @@ def _examine(source: Path, kind: str, images: Path | None, max_instances: int) -
     draft = registry.read(source, kind, Options(images=images))
     examined = doctor.examine(source, _to_coco(draft), draft.findings, max_instances)
     examined.raw.folders.append(draft.images)
-    examined.raw.headers_told = True
+    examined.raw.foreign = True
     return examined
 
 

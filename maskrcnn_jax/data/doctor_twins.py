@@ -27,11 +27,12 @@ POSES: tuple[Pose, ...] = tuple(
 _LOW = 8  # frequencies along each side
 _MOST_BITS = 16  # by which hashes of one picture may differ
 _LEAST_CORRELATION = 0.8  # of thumbnails
+_SURE = 0.98  # of thumbnails; no need to look at details
 _LEAST_DETAIL_CORRELATION = 0.65  # without their large forms; of different photographs up to 0.4
 _SHIFTS = range(-2, 3)  # px of thumbnails, by which details may be moved
 _BLUR = 2  # px of thumbnails around each that its large forms are taken from
 _SAME = 0.99  # of thumbnails of one picture that was only saved anew
-_MOST = 8  # twins of each of two pictures, after which the two are not compared any more
+_MOST = 4  # twins of each of two pictures, after which the two are not compared any more
 _MOST_NAMES = 4  # in a message
 _LEAST_DETAIL = 4.0  # standard deviation, gray levels, of a thumbnail that says something
 _ROWS = 256
@@ -98,7 +99,8 @@ def _judge(
     correlation = float(np.sum(first * second))
     if correlation < (best.correlation if best else _LEAST_CORRELATION):
         return None
-    if _detail_correlation(first, second) < _LEAST_DETAIL_CORRELATION:
+    sure = correlation >= _SURE
+    if not sure and _detail_correlation(first, second) < _LEAST_DETAIL_CORRELATION:
         return None
     return Twin(a, b, best is not None and best.same_file, not any(pose), correlation)
 
