@@ -136,6 +136,7 @@ GOOD = tiny_coco.annotation(1, 5, 3, [tiny_coco.rectangle(3, 3, 9, 9)])
         ({"bbox": [3, 3, 6, -6]}, r"annotation 1 .*'bbox'.*no area"),
         ({"bbox": [3, 3, 6]}, r"annotation 1 .*'bbox'.*four numbers"),
         ({"bbox": [3, 3, 6, float("nan")]}, r"annotation 1 .*'bbox'.*four numbers"),
+        ({"bbox": [3, 3, 6, 10**400]}, r"annotation 1 .*'bbox'.*four numbers"),
         ({"bbox": [30, 3, 40, 6]}, r"annotation 1 .*'bbox'.*leaves the picture"),
         ({"image_id": 77}, r"annotation 1: 'image_id' is 77"),
         ({"image_id": [5]}, r"annotation 1: 'image_id' is \[5\]"),

@@ -16,6 +16,7 @@ _OUTSIDE_SHARE = 0.1
 # Pixels. pycocotools takes memory in proportion to an outline's length, and dies of it.
 _FARTHEST = 1e6
 _LARGEST_AREA = 2.0**32  # square pixels
+_LARGEST = 1e300  # whole numbers of JSON may be larger than any float
 
 
 def parse_annotation(path: Path, a: dict, hw: tuple[int, int]) -> tuple:
@@ -112,4 +113,4 @@ def _rle(where: str, rle: dict, hw: tuple[int, int]) -> dict:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= _LARGEST
