@@ -117,21 +117,30 @@ def test_groups_of_two_labels_are_two_objects(folder):
 
 
 def test_names(tmp_path):
-    samples.photo(tmp_path / "pictures" / "a.jpg")
-    samples.photo(tmp_path / "pictures" / "b.jpg", seed=1)
+    samples.photo(tmp_path / "set" / "pictures" / "a.jpg")
+    samples.photo(tmp_path / "set" / "b.jpg", seed=1)
     samples.photo(tmp_path / "secret.jpg", seed=2)
-    labels = tmp_path / "labels"
+    labels = tmp_path / "set" / "labels"
     samples.write(labels / "a.json", samples.labelme_content("..\\pictures\\a.jpg"))
     samples.write(labels / "b.json", samples.labelme_content("C:\\me\\b.jpg"))
     samples.write(labels / "c.json", samples.labelme_content("../../secret.jpg"))
     samples.write(labels / "d.json", {"images": []})
     samples.write(labels / "e.json", '{"shapes": [')
-    draft = registry.read(tmp_path)
-    # b.json's is found by nothing but its last part, in no folder that b.json names.
-    assert [p.name for p in draft.pictures] == ["pictures/a.jpg"]
-    given = {(f.grade, f.code, f.file[-6:]) for f in draft.findings}
-    assert ("error", "bad-file", "e.json") in given and ("note", "other-file", "d.json") in given
-    assert "unsafe-name" in codes(draft)
+    draft = registry.read(tmp_path / "set")
+    # b.jpg is in the folder, wherever it was once; secret.jpg is not.
+    assert [p.name for p in draft.pictures] == ["pictures/a.jpg", "b.jpg"]
+    given = {
+        (f.grade, f.code, f.file[-6:] if ".json" in f.file else f.where) for f in draft.findings
+    }
+    assert given == {
+        ("note", "back-slash", "labels/a.json"),
+        ("note", "back-slash", "labels/b.json"),
+        ("warning", "unsafe-name", "labels/b.json"),
+        ("error", "unsafe-name", "labels/c.json"),
+        ("note", "other-file", "d.json"),
+        ("error", "bad-file", "e.json"),
+        ("note", "line", "labels/a.json, shape 4"),
+    } | {f for f in given if f[1] in ("line", "ignored", "point")}
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

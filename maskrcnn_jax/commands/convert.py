@@ -128,7 +128,12 @@ def _print_counts(files: dict[Path, dict[str, Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         numbers = "  ".join(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))
-        print(f"{name.ljust(widths[0])}  {numbers}".rstrip())
+        print(_printable(f"{name.ljust(widths[0])}  {numbers}".rstrip()))
+
+
+def _printable(text: str) -> str:
+    """The text without what would steer a terminal: names come from files of others."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _print_findings(findings: list[Any], each: bool) -> None:
@@ -143,7 +148,7 @@ def _print_findings(findings: list[Any], each: bool) -> None:
             print(f"  {title}\n" if title else "", end="")
             place = f"{finding.where}: " if finding.where else ""
             example = "" if each or len(group) == 1 else "for example "
-            print(f"      {example}{place}{finding.message}")
+            print(f"      {example}{_printable(place + finding.message)}")
 
 
 def _print_training(paths: list[Path], images: Path) -> None:
@@ -153,5 +158,6 @@ def _print_training(paths: list[Path], images: Path) -> None:
     for name, path in (("train", train), ("val", val)):
         fields.append(f"--config.data.{name}.annotations={shlex.quote(str(path))}")
         fields.append(f"--config.data.{name}.images={shlex.quote(str(images))}")
-    print("\nlook:   maskrcnn inspect " + " ".join(shlex.quote(str(path)) for path in paths))
+    data = " ".join(shlex.quote(str(path)) for path in paths)
+    print(f"\nlook:   maskrcnn inspect {data} --images {shlex.quote(str(images))}")
     print("train:  " + " \\\n    ".join(["python main.py --config configs/finetune.py", *fields]))

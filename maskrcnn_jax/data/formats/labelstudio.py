@@ -133,10 +133,10 @@ def _read_task(draft: Draft, task: dict[str, Any], where: str, options: Options)
     )
     if picture is None:
         return
-    labels = _labels(regions)
+    labels = _labels(draft, picture, regions)
     for region in regions:
         place = f"{picture.name}, region {str(region.get('id'))[:40]}"
-        label = labels.get(str(region.get("id")), "")
+        label = _own_label(region) or labels.get(region.get("id"), "")
         if not _has_shape(region):
             # A label without a shape belongs to a shape of the same id.
             if not label or _value(region).keys().isdisjoint({"labels"}):
@@ -177,15 +177,26 @@ def _regions(draft: Draft, task: dict[str, Any], where: str) -> Iterator[dict[st
             draft.find("error", "bad-region", f"{where}, region {number}", message)
 
 
-def _labels(regions: list[dict[str, Any]]) -> dict[str, str]:
-    """The class of each region id: the first entry of its value's polygonlabels, labels, ..."""
-    found: dict[str, str] = {}
+def _own_label(region: dict[str, Any]) -> str:
+    """The first entry of its polygonlabels, brushlabels, labels, ...; "" if it has none."""
+    for key, names in _value(region).items():
+        if key.endswith("labels") and isinstance(names, list) and names:
+            return reading.text(names[0])
+    return ""
+
+
+def _labels(draft: Draft, picture: Picture, regions: list[dict[str, Any]]) -> dict[Any, str]:
+    """Classes by region id, for shapes whose label is a region of its own; tells several labels."""
+    found: dict[Any, str] = {}
     for region in regions:
+        id = region.get("id")
+        if isinstance(id, str | int) and _own_label(region):
+            found.setdefault(id, _own_label(region))
         for key, names in _value(region).items():
-            if key.endswith("labels") and isinstance(names, list) and names:
-                label = reading.text(names[0])
-                if label:
-                    found.setdefault(str(region.get("id")), label)
+            if key.endswith("labels") and isinstance(names, list) and len(names) > 1:
+                message = f"the region has {len(names)} labels; the first is taken"
+                place = f"{picture.name}, region {str(id)[:40]}"
+                draft.find("warning", "several-labels", place, message)
     return found
 
 

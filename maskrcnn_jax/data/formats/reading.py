@@ -15,24 +15,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from maskrcnn_jax.data.formats.draft import Draft, Options, Picture
+from maskrcnn_jax.data.formats.headers import (
+    FIRST_TRANSPOSING,
+    SUFFIXES,
+    read_header,
+    tell_orientation,
+)
 from maskrcnn_jax.errors import UserError
 
 LIMIT = 1e7  # no coordinate, side or count of a picture is larger
-SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "TIFF": (".tif", ".tiff"),
-    "BMP": (".bmp", ".dib"),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-}
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-_ORIENTATION_TAG = 0x0112
-_FIRST_TRANSPOSING = 5  # orientations 5 to 8 exchange height and width
 # Sides of a scaled copy are rounded, which changes their ratio a little.
 _RATIO_SLACK = 0.02
 
@@ -314,56 +308,16 @@ def _open(
     right = SUFFIXES.get(kind)
     if right and PurePosixPath(name).suffix.lower() not in right:
         draft.find("note", "wrong-suffix", where, f"{name} is a {kind} file", file)
-    shown = stored[::-1] if orientation >= _FIRST_TRANSPOSING else stored
+    shown = stored[::-1] if orientation >= FIRST_TRANSPOSING else stored
     size = shown
     if hw is not None and (whole(hw[0]), whole(hw[1])) == stored:
         size = stored
     if orientation != 1:
-        _tell_orientation(draft, where, file, orientation, stored, size)
+        tell_orientation(draft, where, file, orientation, stored, size)
     fits = hw is None or (whole(hw[0]), whole(hw[1])) == size
     if not fits and not _tell_mismatch(draft, where, file, hw, size, scales):
         return None
     return Picture(name, *size)
-
-
-def read_header(path: Path) -> tuple[str, tuple[int, int], int]:
-    """Kind ("JPEG"), stored size (height, width) and EXIF orientation 1..8 of a picture.
-
-    Raises:
-      UserError: it is no picture that can be read.
-    """
-    try:
-        with Image.open(path) as image:
-            size = (image.height, image.width)
-            # Not image.getexif(), which decodes the whole picture if it is a PNG.
-            orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-            if type(orientation) is not int or not 1 <= orientation <= 8:
-                orientation = 1
-            return image.format or "", size, orientation
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        with open(path, "rb") as stream:
-            start = stream.read(40)
-        reason = "a git-LFS pointer: run `git lfs pull`" if b"git-lfs" in start else error
-        raise UserError(f"{path}: the picture cannot be read ({reason}); replace it") from error
-
-
-def _tell_orientation(
-    draft: Draft, where: str, file: str, orientation: int, stored: tuple, size: tuple
-) -> None:
-    turned = f"EXIF orientation {orientation}"
-    if orientation < _FIRST_TRANSPOSING or stored[0] == stored[1]:
-        draft.find(
-            "warning",
-            "exif",
-            where,
-            f"{turned}: its size cannot tell whether it was labelled as stored or as shown, and it "
-            "is used as stored: look, or save it upright and label that",
-            file,
-        )
-    elif size == stored:
-        draft.find("warning", "exif", where, f"{turned}, but labelled as stored: look", file)
-    else:
-        draft.find("note", "exif", where, f"{turned}: it is turned upright", file)
 
 
 def _tell_mismatch(

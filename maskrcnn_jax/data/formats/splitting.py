@@ -39,7 +39,7 @@ def group_keys(coco: dict[str, Any], pattern: str = "", images: Path | None = No
             match = compiled.search(name)
             key = match and (match.group(1) if compiled.groups else match.group())
         else:
-            copy = _ROBOFLOW.match(name)
+            copy = _ROBOFLOW.match(name.rpartition("/")[2])
             key = entry.get("group") or (copy and copy.group(1))
         keys.append(f"group {key}" if key else f"picture {name}")
     return keys if images is None else _join_equal(keys, coco["images"], images)
