@@ -4,6 +4,8 @@ The other configs are short differences from this one. Fields that are `()` or `
 Sizes are (height, width) or side lengths in pixels.
 """
 
+import math
+
 import ml_collections
 
 
@@ -18,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.groups = 1  # ResNeXt: 32
     m.width_per_group = 64  # ResNeXt 32x8d: 8
     m.stride_in_1x1 = True  # stage stride in the 1x1 conv (Detectron2's R50, R101) or in the 3x3
+    m.pool_padding = "symmetric"  # of the stem's max-pool; "same": TensorFlow's (Matterport)
     m.norm = "frozen"  # "frozen" affine, "batch" (statistics over the whole mesh), "group"
     m.freeze_at = 2  # freezes the stem (1), res2 (2), ... res5 (5); 0 freezes nothing
     m.fpn_channels = 256
@@ -26,30 +29,39 @@ def get_config() -> ml_collections.ConfigDict:
     m.channel_order = "bgr"  # what the weights expect; images are read as RGB
     m.pixel_mean = (103.53, 116.28, 123.675)  # in channel_order, of 0..255
     m.pixel_std = (1.0, 1.0, 1.0)
+    m.pad_value = "mean"  # padding is 0 once normalised; "black": 0 before (Matterport)
+    # Boxes the heads work on: far corners one beyond the last pixel, or on it ("last_pixel",
+    # Matterport). Ground truth and detections are "continuous" everywhere else.
+    m.box_convention = "continuous"
     # Anchors: one size per level P2..P6; ratio = height / width.
     m.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)
     m.anchor_ratios = (0.5, 1.0, 2.0)
     m.anchor_offset = 0.0  # of the first anchor's centre, in strides
     m.anchor_rounding = False  # corners of a cell's anchors to whole pixels (torchvision)
-    m.anchor_strides = "nominal"  # 4 to 64; "fitted": canvas // grid of the level (torchvision)
+    m.anchor_strides = "nominal"  # 4 to 64; "fitted": side // grid of the level (torchvision)
     # Region proposal network.
     m.rpn_channels = 256
     m.rpn_convs = 1
     m.rpn_iou_thresholds = (0.3, 0.7)  # below: background; from: foreground; between: ignored
     m.rpn_batch_per_image = 256
     m.rpn_positive_fraction = 0.5
+    m.rpn_deltas_weights = (1.0, 1.0, 1.0, 1.0)  # of dx, dy, dw, dh
     m.rpn_smooth_l1_beta = 0.0
     m.rpn_loss_weight = 1.0
-    m.rpn_pre_nms_topk_train = 2000  # per level
+    m.rpn_pre_nms_topk_train = 2000  # per level, or of all for proposal_nms "all"
     m.rpn_pre_nms_topk_test = 1000
     m.rpn_post_nms_topk_train = 1000  # over all levels
     m.rpn_post_nms_topk_test = 1000
     m.rpn_nms_thresh = 0.7
+    m.proposal_nms = "level"  # top-k and NMS per level, or of "all" levels together (Matterport)
     m.rpn_min_size = 0.0  # least side of a proposal (torchvision: 0.001)
     # Region heads.
     m.roi_batch_per_image = 512
     m.roi_positive_fraction = 0.25
     m.roi_iou_thresh = 0.5
+    # "align": ROIAlign; "crop": single samples on a grid, corners aligned (Matterport), for which
+    # roi_sampling_ratio, roi_aligned and roi_level_eps mean nothing.
+    m.roi_pool = "align"
     m.roi_sampling_ratio = 0  # samples per bin and axis; 0: as many as the roi is large
     m.roi_aligned = True  # half-pixel correction; False: the legacy ROIAlign
     m.roi_level_eps = 0.0  # added to a roi's level before it is rounded down (torchvision: 1e-6)
@@ -59,6 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.box_fcs = 2
     m.box_fc_dim = 1024
     m.box_deltas_weights = (10.0, 10.0, 5.0, 5.0)
+    m.delta_clamp = math.log(1000 / 16)  # upper bound of dw and dh; 0: none
     m.box_smooth_l1_beta = 0.0
     m.box_loss_weight = 1.0
     m.mask_pool_size = 14
@@ -66,6 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.mask_convs = 4
     m.mask_loss_weight = 1.0
     # Detections.
+    m.class_rule = "all"  # classes above score_thresh, or each roi's "best" alone (Matterport)
     m.score_thresh = 0.05
     m.nms_thresh = 0.5
     m.box_min_size = 0.0  # least side of a detection (torchvision: 0.01)
@@ -91,7 +105,8 @@ def get_config() -> ml_collections.ConfigDict:
     d.long = 1333
     d.short_test = 800
     d.long_test = 1333
-    d.resize_rule = "pillow"  # of evaluation and prediction: "pillow" (Detectron2), "torchvision"
+    d.resize_rule = "pillow"  # of evaluation and prediction: "pillow" (Detectron2), "torchvision",
+    # "matterport" (shorter side to short_test on a square of long_test)
     # Canvases, one compiled program each: () derives landscape, portrait and square from short and
     # long; images go to the smallest that holds them.
     d.canvases = ()
@@ -140,7 +155,8 @@ def get_config() -> ml_collections.ConfigDict:
     e.every = 0  # steps between evaluations during training; 0: only at the end
     e.batch_size = 8
     e.mask_thresh = 0.5
-    e.paste_rule = "detectron2"  # how masks come into the image: "detectron2", "torchvision"
+    e.paste_rule = "detectron2"  # how masks come into the image: "detectron2", "torchvision",
+    # "matterport"
     e.num_pictures = 8  # overlays, prediction beside ground truth
     e.picture_thresh = 0.5  # score from which a detection is drawn
 

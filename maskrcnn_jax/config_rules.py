@@ -18,6 +18,12 @@ CHOICES = {
     "model.freeze_at": (0, 1, 2, 3, 4, 5),
     "model.channel_order": ("bgr", "rgb"),
     "model.anchor_strides": ("nominal", "fitted"),
+    "model.pool_padding": ("symmetric", "same"),
+    "model.pad_value": ("mean", "black"),
+    "model.box_convention": ("continuous", "last_pixel"),
+    "model.proposal_nms": ("level", "all"),
+    "model.roi_pool": ("align", "crop"),
+    "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
     "data.name": ("coco", "coco_2017", "shapes"),
     "data.on_bad_image": ("error", "skip"),
@@ -39,6 +45,7 @@ LENGTHS = {
     "model.pixel_std": 3,
     "model.rpn_iou_thresholds": 2,
     "model.box_deltas_weights": 4,
+    "model.rpn_deltas_weights": 4,
 }
 
 NOT_EMPTY = ("model.anchor_ratios", "data.short", "optim.decay_rules", "optim.lr_rules")
@@ -56,7 +63,7 @@ POSITIVE = (
     *_fields("model", "rpn_pre_nms_topk_train rpn_pre_nms_topk_test"),
     *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
     *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
-    *_fields("model", "box_deltas_weights mask_pool_size"),
+    *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
     *_fields("model", "mask_channels max_candidates max_detections"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
@@ -67,7 +74,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
     *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
-    *_fields("model", "rpn_min_size box_min_size roi_level_eps"),
+    *_fields("model", "rpn_min_size box_min_size roi_level_eps delta_clamp"),
     *_fields("data", "limit num_workers"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
     *_fields("train", "seed early_stop"),

@@ -10,7 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
-from maskrcnn_jax import postprocess, preprocess
+from maskrcnn_jax import (
+    postprocess,
+    postprocess_matterport,
+    preprocess,
+    preprocess_matterport,
+)
 
 HW = tuple[int, int]
 Window = tuple[float, float, float, float]
@@ -60,6 +65,20 @@ def _resize_and_pad(resize: Callable[[np.ndarray, HW], np.ndarray]) -> Callable:
     return put
 
 
+def _centre(hw: HW, short: int, long: int) -> Placement:
+    """The picture in the middle of a square, the whole of which is picture to the model."""
+    size = preprocess_matterport.square_size(hw, short, long)
+    window = preprocess_matterport.square_window(size, long)
+    return Placement((long, long), (long, long), tuple(map(float, window)), fixed=True)
+
+
+def _put_into_window(image: np.ndarray, placement: Placement, canvas: HW) -> np.ndarray:
+    x0, y0, x1, y1 = map(int, placement.window)
+    square = np.zeros((*canvas, 3), image.dtype)
+    square[y0:y1, x0:x1] = preprocess_matterport.resize_truncating(image, (y1 - y0, x1 - x0))
+    return square
+
+
 def _scale_boxes(boxes: np.ndarray, window: Window, hw: HW) -> np.ndarray:
     x0, y0, x1, y1 = window
     shifted = boxes - np.array([x0, y0, x0, y0], boxes.dtype)
@@ -77,10 +96,14 @@ RESIZE_RULES = {
         _resize_and_pad(lambda image, hw: preprocess.resize_bilinear(image.astype(np.float32), hw)),
         np.float32,
     ),
+    "matterport": ResizeRule(_centre, _put_into_window, np.uint8),
 }
 PASTE_RULES = {
     "detectron2": PasteRule(_scale_boxes, postprocess.paste_mask, np.greater_equal),
     "torchvision": PasteRule(_scale_boxes, postprocess.paste_mask_torchvision, np.greater),
+    "matterport": PasteRule(
+        postprocess_matterport.boxes_to_pixels, postprocess_matterport.paste_mask, np.greater_equal
+    ),
 }
 
 

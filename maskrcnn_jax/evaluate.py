@@ -23,7 +23,7 @@ from maskrcnn_jax import (
     visualize,
 )
 from maskrcnn_jax.data.coco import CocoData, instance_mask
-from maskrcnn_jax.datasets import check_classes, load_data
+from maskrcnn_jax.datasets import check_classes, classes_of, load_data
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, build, forward_predict
@@ -45,9 +45,21 @@ class Evaluator:
     """Evaluates one model on one data set as often as asked; programs are compiled once."""
 
     def __init__(
-        self, model: MaskRCNN, data: CocoData, config: Any, mesh: Mesh, say: Callable[[str], None]
+        self,
+        model: MaskRCNN,
+        data: CocoData,
+        config: Any,
+        mesh: Mesh,
+        say: Callable[[str], None],
+        classes: dict[str, Any] | None = None,
     ):
-        """config: the whole tree; its `data` (sizes) and `eval` groups are read."""
+        """config: the whole tree; its `data` (sizes) and `eval` groups are read.
+
+        classes: the model's, {"names", "category_ids"}, where it has more than the data; detections
+        of the others do not count.
+        """
+        classes = classes or classes_of(data)
+        self._names, self._category_ids = classes["names"], classes["category_ids"]
         self._data, self._eval, self._mesh, self._say = data, config.eval, mesh, say
         self._skips = config.data.on_bad_image == "skip"
         self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
@@ -59,7 +71,7 @@ class Evaluator:
         self._batches = _plan(data.sizes, self._resize, canvases, batch_size)
         sharded = NamedSharding(mesh, P("data"))
         step = jax.jit(
-            lambda variables, images, hw: forward_predict(model, variables, images, hw, mesh),
+            lambda v, images, hw, window: forward_predict(model, v, images, hw, window, mesh),
             out_shardings=sharded,
         )
         self._programs = runtime.Programs(step, "prediction", say)
@@ -80,9 +92,9 @@ class Evaluator:
         with ThreadPoolExecutor(runtime.num_threads()) as pool:
             # The next batch is read and the last one pasted while the device computes this one.
             waiting: list[Any] = []
-            for batch, images, hw in self._load(pool):
-                program = self._programs.get(batch.canvas, variables, images, hw)
-                out = program(variables, images, hw)
+            for batch, *inputs in self._load(pool):
+                program = self._programs.get(batch.canvas, variables, *inputs)
+                out = program(variables, *inputs)
                 found += _collect(waiting)
                 host = Detections(*(runtime.local_rows(x) for x in out))
                 rows = self._own(batch.rows)
@@ -123,12 +135,15 @@ class Evaluator:
         """This host's rows of a global batch."""
         return np.split(rows, jax.process_count())[jax.process_index()]
 
-    def _load(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Batch, jax.Array, jax.Array]]:
+    def _load(
+        self, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[_Batch, jax.Array, jax.Array, jax.Array]]:
         dtype = conventions.RESIZE_RULES[self._resize[0]].dtype
 
-        def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, ...]:
             # One pixel, not none: an empty image would leave no valid anchor.
-            blank = np.zeros((*canvas, 3), dtype), np.ones(2, np.int32)
+            pixel = np.array([0, 0, 1, 1], np.float32)
+            blank = np.zeros((*canvas, 3), dtype), np.ones(2, np.int32), pixel
             if row < 0:
                 return blank
             size = tuple(int(x) for x in self._data.sizes[row])
@@ -140,7 +155,8 @@ class Evaluator:
                 self._unreadable[row] = str(error)
                 return blank
             pixels, placement = conventions.prepare_input(image, *self._resize, canvas)
-            return pixels, np.array(placement.image_hw, np.int32)
+            window = np.array(placement.window, np.float32)
+            return pixels, np.array(placement.image_hw, np.int32), window
 
         def begin(batch: _Batch) -> list:
             return [pool.submit(read, int(row), batch.canvas) for row in self._own(batch.rows)]
@@ -150,8 +166,8 @@ class Evaluator:
             current, upcoming = upcoming, []
             if i + 1 < len(self._batches):
                 upcoming = begin(self._batches[i + 1])
-            images, hw = zip(*(future.result() for future in current), strict=True)
-            yield batch, *runtime.shard_batch((np.stack(images), np.stack(hw)), self._mesh)
+            parts = zip(*(future.result() for future in current), strict=True)
+            yield batch, *runtime.shard_batch(tuple(map(np.stack, parts)), self._mesh)
 
     def _finish(self, row: int, found: Detections, folder: Path) -> list[dict]:
         """COCO results of one image; draws it when it is among the first."""
@@ -168,7 +184,8 @@ class Evaluator:
         if row < self._eval.num_pictures:
             self._draw(row, boxes, scores, classes, rles, folder)
         image_id = int(data.image_ids[row])
-        return results.to_coco_results(boxes, scores, classes, rles, image_id, data.category_ids)
+        found = results.to_coco_results(boxes, scores, classes, rles, image_id, self._category_ids)
+        return [row for row in found if row["category_id"] in data.category_ids]
 
     def _draw(
         self,
@@ -200,7 +217,7 @@ class Evaluator:
             classes[sure],
             scores[sure],
             masks,
-            data.names,
+            self._names,
             min_side=_PICTURE_SIDE,
         )
         path = folder / "pictures" / f"{int(data.image_ids[row])}.png"
@@ -265,17 +282,18 @@ def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
     _, data = load_data(config, train=False)
     path = config.init.checkpoint or workdir
     imported = initial.read_foreign(config, log.say)
+    classes = classes_of(data)
     if imported is None:
         variables, meta = checkpoint.load_variables(path)
         check_classes(meta["classes"], data, str(path))
     else:
-        initial.check_imported_classes(imported, data, str(path))
+        classes = initial.evaluated_classes(imported, data, str(path))
         initial.adopt_preset(config, imported, log.say, evaluates=True)
         variables, meta = imported.variables, {"step": 0}
-    model = build(config.model, len(data.names))
+    model = build(config.model, len(classes["names"]))
     fresh = init_variables(model, 0)
     for name in variables:
         shapes = checkpoint.shapes_of(variables[name]), checkpoint.shapes_of(fresh[name])
         checkpoint.check_same(*shapes, where=str(path))
-    evaluator = Evaluator(model, data, config, mesh, log.say)
+    evaluator = Evaluator(model, data, config, mesh, log.say, classes)
     return evaluator.run(runtime.replicate(variables, mesh), workdir / "eval", log, meta["step"])

@@ -103,15 +103,27 @@ def load_initial(
     return {name: {**variables[name], **source[name]} for name in variables}
 
 
-def check_imported_classes(imported: Imported, data: CocoData, where: str) -> None:
-    """Raises UserError unless the weights' classes are the data's, by number where unnamed."""
+def evaluated_classes(imported: Imported, data: CocoData, where: str) -> dict[str, Any]:
+    """The table of classes of imported weights, {"names", "category_ids"}, for an evaluation.
+
+    Named weights may have more classes than the data, as torchvision's 91 have; those without
+    names get the data's, if they are as many. Raises UserError for other classes.
+    """
     if imported.spec.class_names:
-        check_classes(imported.classes, data, where)
-    elif imported.spec.num_classes != len(data.names):
+        theirs = imported.classes
+        if not _pairs(classes_of(data)) <= _pairs(theirs):
+            check_classes(theirs, data, where)
+        return theirs
+    if imported.spec.num_classes != len(data.names):
         raise UserError(
             f"{where}: has {imported.spec.num_classes or 'no'} classes, the data {len(data.names)};"
             " evaluate weights on the data set that they learnt"
         )
+    return classes_of(data)
+
+
+def _pairs(classes: Mapping[str, Any]) -> set[tuple[int, str]]:
+    return set(zip(classes["category_ids"], classes["names"], strict=True))
 
 
 def _adopted(config: ConfigDict, whole: bool, evaluates: bool) -> tuple[str, ...]:

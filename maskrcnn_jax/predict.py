@@ -135,7 +135,7 @@ class Predictor:
         model = build(model_config, len(self.names))
         _check_shapes(weights.variables, model)
         self._variables = jax.device_put(weights.variables)
-        step = jax.jit(partial(forward_predict, model))
+        step = jax.jit(lambda v, images, hw, window: forward_predict(model, v, images, hw, window))
         self._programs = runtime.Programs(step, "prediction", say)
         self._tells_of_caps = True
 
@@ -208,8 +208,9 @@ class Predictor:
         full = batch + batch[-1:] * (self._batch_size - len(batch))
         images = np.stack([preprocess.pad_image(ready.pixels, canvas) for ready in full])
         image_hw = np.array([ready.placement.image_hw for ready in full], np.int32)
-        program = self._programs.get(canvas, self._variables, images, image_hw)
-        return batch, canvas, program(self._variables, images, image_hw)
+        windows = np.array([ready.placement.window for ready in full], np.float32)
+        inputs = (self._variables, images, image_hw, windows)
+        return batch, canvas, self._programs.get(canvas, *inputs)(*inputs)
 
     def _finish(self, batch: list[_Ready], canvas: HW, out: Detections) -> Iterator[Item]:
         host = jax.device_get(out)

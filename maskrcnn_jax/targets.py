@@ -4,12 +4,16 @@ Pure functions on the arrays of ONE image; the caller maps them over the batch. 
 differentiated.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import masks as mask_ops
 from maskrcnn_jax.ops import matching
+from maskrcnn_jax.ops.crop_resize import crop_and_resize
 from maskrcnn_jax.types import Proposals, Samples
 
 
@@ -22,8 +26,9 @@ def rpn_targets(
     iou_thresholds: tuple[float, float],
     num: int,
     positive_fraction: float,
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
 ) -> tuple[Int[Array, "R"], Bool[Array, "R"], Bool[Array, "R"], Float[Array, "R 4"]]:
-    """Samples `num` anchors. Returns their rows, fg, valid, and target deltas (unit weights).
+    """Samples `num` anchors. Returns their rows, fg, valid, and target deltas times `weights`.
 
     An anchor is foreground from the upper threshold on, or where it is the best of a ground truth;
     background below the lower one; anchors on padding take no part.
@@ -36,7 +41,7 @@ def rpn_targets(
     )
     labels = jnp.where(anchor_valid, labels, -1)
     rows, fg, valid = matching.sample(labels, key, num, positive_fraction)
-    deltas = box_ops.encode_deltas(anchors[rows], gt_boxes[matched[rows]], (1.0, 1.0, 1.0, 1.0))
+    deltas = box_ops.encode_deltas(anchors[rows], gt_boxes[matched[rows]], weights)
     return rows, fg, valid, jnp.where(fg[:, None], deltas, 0.0)
 
 
@@ -74,17 +79,46 @@ def box_targets(
     return jnp.where(samples.fg[:, None], deltas, 0.0)
 
 
+def cut_aligned(
+    bitmaps: Float[Array, "R S S"],
+    frames: Float[Array, "R 4"],
+    rois: Float[Array, "R 4"],
+    size: int,
+) -> Bool[Array, "R {size} {size}"]:
+    """The roi's aligned ROIAlign, at least one half: Detectron2 `BitMasks.crop_and_resize`."""
+    return mask_ops.crop_masks(bitmaps, frames, rois, size) >= 0.5
+
+
+def cut_crop_resized(
+    bitmaps: Float[Array, "R S S"],
+    frames: Float[Array, "R 4"],
+    rois: Float[Array, "R 4"],
+    size: int,
+) -> Bool[Array, "R {size} {size}"]:
+    """Samples on the roi's grid, corners aligned, rounded: Matterport's `detection_targets_graph`.
+
+    frames, rois: boxes of the "last_pixel" convention.
+    """
+    sides = frames[:, 2:] - frames[:, :2]
+    origin, sides = jnp.tile(frames[:, :2], (1, 2)), jnp.tile(sides, (1, 2))
+    boxes = (rois - origin) / jnp.where(sides > 0, sides, jnp.inf)
+    crop = jax.vmap(lambda bitmap, box: crop_and_resize(bitmap[..., None], box[None], size))
+    # Half is rounded to the even 0.
+    return crop(bitmaps, boxes)[:, 0, :, :, 0] > 0.5
+
+
 def mask_targets(
     rois: Float[Array, "R 4"],
     matched_idxs: Int[Array, "R"],
     gt_masks: UInt8[Array, "G S _"],
     gt_frames: Float[Array, "G 4"],
     size: int,
+    crop: Callable[[Array, Array, Array, int], Array] = cut_aligned,
 ) -> Float[Array, "R {size} {size}"]:
     """Cuts each roi out of its ground truth's bit-packed bitmap; 0 or 1, float32.
 
-    Source: Detectron2 `BitMasks.crop_and_resize`: the roi's aligned ROIAlign, at least one half.
+    gt_frames: the box that each bitmap covers, in the rois' convention. crop: `cut_aligned` or
+    `cut_crop_resized`.
     """
     bitmaps = mask_ops.unpack_bits(gt_masks[matched_idxs])
-    soft = mask_ops.crop_masks(bitmaps, gt_frames[matched_idxs], rois, size)
-    return (soft >= 0.5).astype(jnp.float32)
+    return crop(bitmaps, gt_frames[matched_idxs], rois, size).astype(jnp.float32)

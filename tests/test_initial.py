@@ -1,15 +1,17 @@
 """Runs that start from other programs' weights: preset, heads, going on, evaluation."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import peer_model
 import pytest
 import tiny_model
 import tiny_run
-import torch_peer
 
 from configs import common
 from maskrcnn_jax import checkpoint, initial
+from maskrcnn_jax.data.scenes import CATEGORIES
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.weights import exporter, importer
@@ -43,7 +45,7 @@ def settings(**fields):
 
 @pytest.mark.parametrize("family", ["detectron2", "torchvision"])
 def test_each_field_that_the_weights_bring_is_told(family):
-    imported = importer.import_weights(torch_peer.source(weights(family)))
+    imported = importer.import_weights(peer_model.source(weights(family)))
     config = settings(model_roi_batch_per_image=64, model_depth=101)
     before = config.copy_and_resolve_references()
     lines = []
@@ -119,9 +121,33 @@ def test_other_classes_and_evaluation(cache, tmp_path):
     assert json.loads((tmp_path / "d" / "eval" / "metrics.json").read_text())["step"] == 0
 
 
+def test_weights_of_more_classes_than_the_data_are_evaluated(cache, tmp_path):
+    """As torchvision's 90 on COCO's 80: those of the data count, by id and name."""
+    file = tmp_path / "own"
+    imported = importer.import_weights(peer_model.source(weights("torchvision", classes=8)))
+    ids, names = list(CATEGORIES), list(CATEGORIES.values())
+    more = {"names": ["left", *names, "right"], "category_ids": [90, *ids, 91]}
+    spec = replace(
+        imported.spec, class_names=tuple(more["names"]), category_ids=tuple(more["category_ids"])
+    )
+    importer.save(replace(imported, spec=spec, classes=more), file)
+    fields = (f"init.checkpoint={file}",)
+    done = tiny_run.run(cache, tiny_run.arguments(tmp_path / "a", *fields, mode="evaluate"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "a" / "eval" / "results.json").read_text())
+    assert {row["category_id"] for row in rows} <= set(ids)
+
+    more["names"][1] = "other"
+    spec = replace(spec, class_names=tuple(more["names"]))
+    importer.save(replace(imported, spec=spec, classes=more), tmp_path / "renamed")
+    fields = (f"init.checkpoint={tmp_path / 'renamed'}",)
+    refused = tiny_run.run(cache, tiny_run.arguments(tmp_path / "b", *fields, mode="evaluate"))
+    assert refused.returncode == 2 and "its classes are not those of" in refused.stderr
+
+
 def test_our_own_checkpoint_of_an_import(tmp_path):
     tensors = weights("torchvision")
-    imported = importer.import_weights(torch_peer.source(tensors))
+    imported = importer.import_weights(peer_model.source(tensors))
     folder = importer.save(imported, tmp_path / "own")
     variables, meta = checkpoint.load_variables(tmp_path / "own")
     assert meta["classes"] == imported.classes and meta["step"] == 0

@@ -14,8 +14,7 @@ import one_step
 import tiny_model
 from jax.sharding import AxisType, Mesh
 
-from maskrcnn_jax import runtime
-from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax import runtime, selection
 from maskrcnn_jax.models.mask_rcnn import forward_predict, forward_train
 from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.types import Proposals
@@ -68,7 +67,7 @@ def test_gradients_agree_with_fixed_proposals(monkeypatch):
     corner = np.random.default_rng(1).uniform(0, 50, (40, 2)).astype(np.float32)
     boxes = jnp.asarray(np.concatenate([corner, corner + 13], -1))
     fixed = Proposals(boxes, jnp.zeros(40), jnp.ones(40, bool))
-    monkeypatch.setattr(mask_rcnn, "_proposals", lambda *_: fixed)
+    monkeypatch.setattr(selection, "propose", lambda *_: fixed)
     (g1, _), (g8, _) = gradients(1), gradients(8)
     worst = differences(g1, g8)
     assert max(worst.values()) <= 1e-5, sorted(worst.items(), key=lambda x: -x[1])[:5]
@@ -120,7 +119,7 @@ def test_prediction_needs_no_collective():
     variables = runtime.replicate(init_variables(model, 0), mesh)
     batch = tiny_model.batch(BATCH)
     images, hw = runtime.shard_batch((batch.images, batch.image_hw), mesh)
-    run = jax.jit(lambda v, i, h: forward_predict(model, v, i, h, mesh))
+    run = jax.jit(lambda v, i, h: forward_predict(model, v, i, h, mesh=mesh))
     assert collectives(run.lower(variables, images, hw).compile().as_text()) == []
 
 

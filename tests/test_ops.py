@@ -81,3 +81,17 @@ def test_unpack_bits_is_numpys():
     np.testing.assert_array_equal(
         masks.unpack_bits(jnp.asarray(packed)), np.unpackbits(packed, axis=-1)
     )
+
+
+def test_fitted_anchors_do_not_depend_on_the_canvas():
+    """torchvision fits P6 to the padded image: 800 pixels are 13 cells of 61 on any canvas."""
+    args = ((4, 64), (32.0, 512.0), (1.0,))
+    grid = jax.jit(lambda hw: anchors.grid_anchors((1344, 1344), *args, fitted_hw=hw))
+    for image_hw in ((800, 1088), (777, 1216), (1344, 800)):
+        padded = np.asarray(anchors.padded(np.array(image_hw)))
+        size = tuple(map(int, padded))
+        exact = anchors.grid_anchors(size, *args, fitted_hw=size)
+        for stride, ours, expected in zip((4, 64), grid(jnp.asarray(padded)), exact, strict=True):
+            rows, cols = (-(-int(side) // stride) for side in padded)
+            ours = np.asarray(ours).reshape(1344 // stride, -1, 4)[:rows, :cols]
+            np.testing.assert_array_equal(ours.reshape(-1, 4), expected)

@@ -33,13 +33,16 @@ def nominal_stride(canvas, grid):
 def test_anchors(name):
     golden = golden_sets.load("torch", "anchors")
     peer = name.partition("_")[0]
-    variant = {"rounded": True, "fitted_strides": True} if peer == "torchvision" else {}
+
+    def variant(canvas):
+        return {"rounded": True, "fitted_hw": tuple(canvas)} if peer == "torchvision" else {}
+
     expected = golden[name]
     if found := re.fullmatch(r"torchvision_odd_(\d+)x(\d+)_image_(\d+)x(\d+)", name):
         h, w, *canvas = map(int, found.groups())
         square = expected[RATIOS.index(1.0)]
         stride, size = nominal_stride(tuple(canvas), (h, w)), float(square[2] - square[0])
-        ours = anchors.grid_anchors(tuple(canvas), (stride,), (size,), RATIOS, **variant)[0]
+        ours = anchors.grid_anchors(tuple(canvas), (stride,), (size,), RATIOS, **variant(canvas))[0]
     else:
         offset, cell, level = re.fullmatch(
             rf"{peer}_(?:offset([\d.]+)_|(cell)_)?P(\d)", name
@@ -51,7 +54,7 @@ def test_anchors(name):
         else:
             canvas = tuple(map(int, golden["image_size"]))
             ours = anchors.grid_anchors(
-                canvas, (stride,), (size,), RATIOS, float(offset or 0), **variant
+                canvas, (stride,), (size,), RATIOS, float(offset or 0), **variant(canvas)
             )[0]
     np.testing.assert_array_equal(ours, expected)
 

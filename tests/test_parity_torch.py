@@ -11,8 +11,8 @@ from pathlib import Path
 
 import golden_sets
 import numpy as np
+import peer_model
 import pytest
-import torch_peer
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax import postprocess
@@ -35,10 +35,10 @@ def case(request):
     """(name, golden arrays, our arrays, what was imported); each model runs once."""
     name = request.param
     golden = golden_sets.load("torch", f"e2e_{name}")
-    imported = importer.import_weights(torch_peer.source(torch_peer.tensors(name)))
+    imported = importer.import_weights(peer_model.source(peer_model.tensors(name)))
     if name not in found:
         found.clear()
-        found[name] = torch_peer.run(imported, golden["image"])
+        found[name] = peer_model.run(imported, golden["image"])
     return name, golden, found[name], imported
 
 

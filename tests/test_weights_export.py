@@ -7,14 +7,15 @@ import sys
 import zipfile
 
 import golden_sets
+import ml_dtypes
 import numpy as np
+import peer_model
 import pytest
 import tiny_model
-import torch_peer
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.train_step import init_variables
-from maskrcnn_jax.weights import exporter, importer, layout
+from maskrcnn_jax.weights import exporter, importer, layout, readers
 
 MODELS = [path.stem for path in golden_sets.find("torch", "manifests/*.json")]
 NAMES = {"names": list("abcde"), "category_ids": [1, 2, 3, 4, 5]}
@@ -28,29 +29,41 @@ def check_same(found, expected):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_import_and_export_give_the_same_tensors(model):
-    manifest = torch_peer.manifest(model)
-    tensors = torch_peer.tensors(model)
+    manifest = peer_model.manifest(model)
+    tensors = peer_model.tensors(model)
     for name, x in manifest.get("zoo_extras", {}).items():
         tensors[name] = np.asarray(x, np.float32)
     old = manifest.get("legacy_names", {})
     for names in ({}, old) if old else ({},):
         given = {names.get(name, name): x for name, x in tensors.items()}
-        imported = importer.import_weights(torch_peer.source(given))
+        imported = importer.import_weights(peer_model.source(given))
         out = exporter.export(imported.variables, imported.spec, imported.originals)
         check_same(out, given)
 
 
-def test_half_precision_goes_back_as_it_came():
-    tensors = torch_peer.tensors("d2_r50")
-    half = {name: x.astype(np.float16) for name, x in tensors.items()}
-    imported = importer.import_weights(torch_peer.source(half))
-    check_same(exporter.export(imported.variables, imported.spec, imported.originals), half)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_goes_back_as_it_came(dtype, tmp_path):
+    tensors = peer_model.tensors("d2_r50")
+    half = {name: x.astype(dtype) for name, x in tensors.items()}
+    imported = importer.import_weights(peer_model.source(half))
+    for name, x in importer.flatten(imported.variables).items():
+        assert x.dtype == np.float32, name
+    kernel = imported.variables["params"]["fpn"]["output3"]["conv"]["kernel"]
+    wide = half["backbone.fpn_output3.weight"].astype(np.float64).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, wide)
+    importer.save(imported, tmp_path / "run")
+    stored = importer.import_weights(tmp_path / "run")
+    for kept in (imported, stored):
+        check_same(exporter.export(kept.variables, kept.spec, kept.originals), half)
+    for name in ("x.pth", "x.safetensors"):
+        exporter.save(half, tmp_path / name)
+        check_same(readers.read(tmp_path / name).tensors, half)
 
 
 def test_trained_weights_change_what_was_trained():
     """Folded tensors are solved for; a second import gives the trained variables back."""
-    tensors = torch_peer.tensors("tv_v1")
-    imported = importer.import_weights(torch_peer.source(tensors))
+    tensors = peer_model.tensors("tv_v1")
+    imported = importer.import_weights(peer_model.source(tensors))
     flat = importer.flatten(imported.variables)
     rng = np.random.default_rng(0)
     trained = {
@@ -60,7 +73,7 @@ def test_trained_weights_change_what_was_trained():
     }
     variables = importer.unflatten(flat | trained)
     out = exporter.export(variables, imported.spec, imported.originals)
-    again = importer.flatten(importer.import_weights(torch_peer.source(out)).variables)
+    again = importer.flatten(importer.import_weights(peer_model.source(out)).variables)
     for path, x in (flat | trained).items():
         if path.startswith("params/") or path not in trained:
             assert importer.same_bits(again[path], x), path

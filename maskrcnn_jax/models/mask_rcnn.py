@@ -11,7 +11,7 @@ Two functions with two return types, forward_train and forward_predict, each one
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,63 +20,18 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
-from maskrcnn_jax import losses, targets
+from maskrcnn_jax import losses, selection, targets
 from maskrcnn_jax.models.fpn import FPN
 from maskrcnn_jax.models.resnet import ResNet
 from maskrcnn_jax.models.roi_heads import BoxHead, MaskHead
 from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops import anchors as anchor_ops
-from maskrcnn_jax.ops import boxes as box_ops
-from maskrcnn_jax.ops.nms import nms
+from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
 from maskrcnn_jax.ops.roi_align import multilevel_roi_align
-from maskrcnn_jax.types import Batch, Detections, Losses, Proposals
-
-STRIDES = (4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of the recipe; each field is the config's `model` field of the same name."""
-
-    num_classes: int
-    channel_order: str
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
-    anchor_sizes: tuple[float | int, ...]
-    anchor_ratios: tuple[float | int, ...]
-    anchor_offset: float
-    anchor_rounding: bool
-    anchor_strides: str
-    rpn_iou_thresholds: tuple[float, float]
-    rpn_batch_per_image: int
-    rpn_positive_fraction: float
-    rpn_smooth_l1_beta: float
-    rpn_loss_weight: float
-    rpn_pre_nms_topk_train: int
-    rpn_pre_nms_topk_test: int
-    rpn_post_nms_topk_train: int
-    rpn_post_nms_topk_test: int
-    rpn_nms_thresh: float
-    rpn_min_size: float
-    roi_batch_per_image: int
-    roi_positive_fraction: float
-    roi_iou_thresh: float
-    roi_sampling_ratio: int
-    roi_aligned: bool
-    roi_level_eps: float
-    box_pool_size: int
-    box_deltas_weights: tuple[float, float, float, float]
-    box_smooth_l1_beta: float
-    box_loss_weight: float
-    mask_pool_size: int
-    mask_loss_weight: float
-    score_thresh: float
-    nms_thresh: float
-    box_min_size: float
-    max_candidates: int
-    max_detections: int
+from maskrcnn_jax.settings import STRIDES, Settings
+from maskrcnn_jax.types import Batch, Detections, Losses
 
 
 class MaskRCNN(nn.Module):
@@ -87,6 +42,7 @@ class MaskRCNN(nn.Module):
     rpn_head: nn.Module
     box_head: nn.Module
     mask_head: nn.Module
+    pool: Callable  # (P2..P5, rois, size) -> [B, R, size, size, F]
     settings: Settings
 
     def features(
@@ -96,13 +52,15 @@ class MaskRCNN(nn.Module):
         train: bool,
     ) -> dict[str, Float[Array, "B h w F"]]:
         """RGB images 0..255 on a canvas (multiples of 32) to P2..P6; padding is zero once
-        normalised. Float images: where the peer's resize does not round to whole grey levels."""
+        normalised, or stays black. Float images: where the peer's resize does not round to whole
+        grey levels."""
         s = self.settings
         x = images[..., ::-1] if s.channel_order == "bgr" else images
         x = (x.astype(jnp.float32) - np.float32(s.pixel_mean)) / np.float32(s.pixel_std)
         rows = jnp.arange(x.shape[1])[None, :, None] < image_hw[:, 0, None, None]
         cols = jnp.arange(x.shape[2])[None, None, :] < image_hw[:, 1, None, None]
-        x = jnp.where((rows & cols)[..., None], x, 0.0)
+        if s.pad_value == "mean":
+            x = jnp.where((rows & cols)[..., None], x, 0.0)
         return self.fpn(self.backbone(x, train), train)
 
     def propose(
@@ -143,15 +101,7 @@ class MaskRCNN(nn.Module):
 
     def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
         levels = {name: pyramid[name] for name in ("p2", "p3", "p4", "p5")}
-        s = self.settings
-        return multilevel_roi_align(
-            levels,
-            rois,
-            size,
-            sampling_ratio=s.roi_sampling_ratio,
-            aligned=s.roi_aligned,
-            level_eps=s.roi_level_eps,
-        )
+        return self.pool(levels, rois, size)
 
 
 def build(config: Any, num_classes: int) -> MaskRCNN:
@@ -163,10 +113,17 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         groups=config.groups,
         width_per_group=config.width_per_group,
         stride_in_1x1=config.stride_in_1x1,
+        pool_padding=config.pool_padding,
         norm=config.norm,
         freeze_at=config.freeze_at,
         dtype=dtype,
         remat=config.remat,
+    )
+    roi_align = partial(
+        multilevel_roi_align,
+        sampling_ratio=config.roi_sampling_ratio,
+        aligned=config.roi_aligned,
+        level_eps=config.roi_level_eps,
     )
     head_norm = {"norm": config.head_norm, "dtype": dtype}
     return MaskRCNN(
@@ -184,6 +141,7 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
             **head_norm,
         ),
         mask_head=MaskHead(num_classes, config.mask_channels, config.mask_convs, **head_norm),
+        pool={"align": roi_align, "crop": multilevel_crop_resize}[config.roi_pool],
         settings=Settings(
             num_classes=num_classes,
             **{f: config[f] for f in Settings.__dataclass_fields__ if f != "num_classes"},
@@ -267,24 +225,34 @@ def forward_predict(
     variables: dict[str, Any],
     images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
     image_hw: Int[Array, "B 2"],
+    window: Float[Array, "B 4"] | None = None,
     mesh: Mesh | None = None,
 ) -> Detections:
-    """Detections of a batch, best first, in pixels of the canvas, with masks in their boxes."""
+    """Detections of a batch, best first, in pixels of the canvas, with masks in their boxes.
+
+    window: the box on the canvas that the picture fills, where detections end; by default the
+    corner of size image_hw.
+    """
     s = model.settings
     pyramid = model.apply(variables, images, image_hw, False, method=model.features)
     logits, deltas = model.apply(variables, pyramid, method=model.propose)
     canvas = images.shape[1:3]
     topk = (s.rpn_pre_nms_topk_test, s.rpn_post_nms_topk_test)
-    propose = jax.vmap(lambda *args: _proposals(s, canvas, *topk, *args))
+    if window is None:
+        window = jax.vmap(lambda hw: selection.picture_window(s, hw))(image_hw)
+    else:
+        window = selection.to_convention(s, window)
+    propose = jax.vmap(lambda *args: selection.propose(s, canvas, *topk, *args))
     proposals = _per_device(propose, mesh)(logits, deltas, image_hw)
     class_logits, class_deltas = model.apply(
         variables, pyramid, proposals.boxes, False, method=model.boxes
     )
-    select = _per_device(jax.vmap(lambda *args: _detect(s, *args)), mesh)
+    select = _per_device(jax.vmap(lambda *args: selection.detect(s, *args)), mesh)
     boxes, scores, classes, valid, num_dropped = select(
-        proposals, class_logits, class_deltas, image_hw
+        proposals, class_logits, class_deltas, window
     )
     masks = model.apply(variables, pyramid, boxes, classes, False, method=model.masks)
+    boxes = selection.from_convention(s, boxes)
     return Detections(boxes, scores, classes, valid, jax.nn.sigmoid(masks), num_dropped)
 
 
@@ -299,7 +267,6 @@ def _per_device(stage: Callable, mesh: Mesh | None) -> Callable:
 def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array) -> tuple:
     """All that training decides without gradient: anchors, proposals, rois, their targets."""
     canvas = batch.images.shape[1:3]
-    anchors = jnp.concatenate(_anchors(s, canvas))
 
     def one_image(args: tuple) -> tuple:
         logits, deltas, image, key = args
@@ -307,8 +274,9 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
         anchor_valid = anchor_ops.in_padded_image(
             canvas, STRIDES, len(s.anchor_ratios), image.image_hw
         )
+        anchors = selection.anchors_of(s, canvas, image.image_hw)
         rpn = targets.rpn_targets(
-            anchors,
+            jnp.concatenate(anchors),
             anchor_valid,
             image.gt_boxes,
             image.gt_valid,
@@ -316,12 +284,14 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
             s.rpn_iou_thresholds,
             s.rpn_batch_per_image,
             s.rpn_positive_fraction,
+            s.rpn_deltas_weights,
         )
         topk = (s.rpn_pre_nms_topk_train, s.rpn_post_nms_topk_train)
-        proposals = _proposals(s, canvas, *topk, logits, deltas, image.image_hw)
+        proposals = selection.propose(s, canvas, *topk, logits, deltas, image.image_hw)
+        gt_boxes = selection.to_convention(s, image.gt_boxes)
         samples = targets.sample_rois(
             proposals,
-            image.gt_boxes,
+            gt_boxes,
             image.gt_classes,
             image.gt_valid,
             roi_key,
@@ -330,97 +300,18 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
             s.roi_positive_fraction,
             s.num_classes,
         )
-        roi_deltas = targets.box_targets(samples, image.gt_boxes, s.box_deltas_weights)
+        roi_deltas = targets.box_targets(samples, gt_boxes, s.box_deltas_weights)
         num_fg = max(1, int(s.roi_batch_per_image * s.roi_positive_fraction))
         masks = targets.mask_targets(
             samples.rois[:num_fg],
             samples.matched_idxs[:num_fg],
             image.gt_masks,
-            image.gt_frames,
+            selection.to_convention(s, image.gt_frames),
             2 * s.mask_pool_size,
+            crop={"align": targets.cut_aligned, "crop": targets.cut_crop_resized}[s.roi_pool],
         )
         return rpn, samples, roi_deltas, masks, proposals.valid.sum()
 
     # One image after another bounds the memory of the IoU matrix and of the unpacked bitmaps.
     slim = batch._replace(images=jnp.zeros((logits.shape[0],), jnp.uint8))
     return jax.lax.map(one_image, (logits, deltas, slim, keys))
-
-
-def _anchors(s: Settings, canvas: tuple[int, int]) -> list[np.ndarray]:
-    return anchor_ops.grid_anchors(
-        canvas,
-        STRIDES,
-        s.anchor_sizes,
-        s.anchor_ratios,
-        s.anchor_offset,
-        rounded=s.anchor_rounding,
-        fitted_strides=s.anchor_strides == "fitted",
-    )
-
-
-def _proposals(
-    s: Settings,
-    canvas: tuple[int, int],
-    pre_topk: int,
-    post_topk: int,
-    logits: Float[Array, "N"],
-    deltas: Float[Array, "N 4"],
-    image_hw: Int[Array, "2"],
-) -> Proposals:
-    """The best boxes of one image: top-k and NMS per level, then the best over all levels."""
-    usable = anchor_ops.in_padded_image(canvas, STRIDES, len(s.anchor_ratios), image_hw)
-    logits = jnp.where(usable & jnp.isfinite(logits), logits, -jnp.inf)
-    kept_boxes, kept_logits, start = [], [], 0
-    for anchors in _anchors(s, canvas):
-        end = start + len(anchors)
-        best, rows = jax.lax.top_k(logits[start:end], min(pre_topk, len(anchors)))
-        boxes = box_ops.decode_deltas(
-            deltas[start:end][rows], jnp.asarray(anchors)[rows], (1.0, 1.0, 1.0, 1.0)
-        )
-        finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(best)
-        boxes = box_ops.clip(jnp.where(finite[:, None], boxes, 0.0), image_hw)
-        valid = finite & box_ops.is_nonempty(boxes) & _is_as_large(boxes, s.rpn_min_size)
-        keep = nms(boxes, best, valid, s.rpn_nms_thresh)
-        kept_boxes.append(boxes)
-        kept_logits.append(jnp.where(keep, best, -jnp.inf))
-        start = end
-    boxes, logits = jnp.concatenate(kept_boxes), jnp.concatenate(kept_logits)
-    logits, rows = jax.lax.top_k(logits, min(post_topk, len(logits)))
-    return Proposals(boxes[rows], logits, jnp.isfinite(logits))
-
-
-def _is_as_large(boxes: Float[Array, "n 4"], min_size: float) -> Bool[Array, "n"]:
-    """Both sides are `min_size` or more. Source: torchvision `remove_small_boxes`."""
-    return (boxes[:, 2:] - boxes[:, :2] >= min_size).all(-1)
-
-
-def _detect(
-    s: Settings,
-    proposals: Proposals,
-    class_logits: Float[Array, "K C1"],
-    class_deltas: Float[Array, "K C 4"],
-    image_hw: Int[Array, "2"],
-) -> tuple:
-    """Scores, class-wise NMS and the best detections of one image.
-
-    Source: Detectron2 `fast_rcnn_inference_single_image`.
-    """
-    scores = jax.nn.softmax(class_logits)[:, :-1]
-    num_classes = scores.shape[1]
-    sound = proposals.valid & jnp.isfinite(class_logits).all(-1)
-    candidate = (scores > s.score_thresh) & sound[:, None]
-    flat = jnp.where(candidate, scores, -1.0).reshape(-1)
-    best, index = jax.lax.top_k(flat, min(s.max_candidates, flat.size))
-    rows, classes = index // num_classes, (index % num_classes).astype(jnp.int32)
-    boxes = box_ops.decode_deltas(
-        class_deltas[rows, classes], proposals.boxes[rows], s.box_deltas_weights
-    )
-    valid = (best > 0) & jnp.isfinite(boxes).all(-1)
-    boxes = box_ops.clip(jnp.where(valid[:, None], boxes, 0.0), image_hw)
-    valid &= _is_as_large(boxes, s.box_min_size)
-    keep = nms(boxes, best, valid, s.nms_thresh, classes)
-    num_dropped = jnp.maximum(candidate.sum() - len(best), 0)
-    scores, final = jax.lax.top_k(jnp.where(keep, best, -1.0), min(s.max_detections, len(best)))
-    valid = scores > 0
-    scores = jnp.where(valid, scores, 0.0)
-    return boxes[final], scores, classes[final], valid, num_dropped.astype(jnp.int32)

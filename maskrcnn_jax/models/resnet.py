@@ -75,10 +75,10 @@ class ResNet(nn.Module):
     """The backbone. Parameter paths: stem, res2_block0/conv1, ... as in the papers.
 
     depth: a key of STAGES. width: channels of the stem; the stages scale with it. groups and
-    width_per_group: ResNeXt (32, 8). stride_in_1x1: where a stage strides. freeze_at: in training,
-    too, BatchNorm uses its running statistics in the stem (from 1 on), res2 (from 2 on), ..., as in
-    Detectron2; the parameters are frozen by the optimizer. remat: recompute the blocks in the
-    backward pass.
+    width_per_group: ResNeXt (32, 8). stride_in_1x1: where a stage strides. pool_padding: of the
+    stem's max-pool, "symmetric", or "same" as TensorFlow's. freeze_at: in training, too, BatchNorm
+    uses its running statistics in the stem (from 1 on), res2 (from 2 on), ..., as in Detectron2;
+    the parameters are frozen by the optimizer. remat: recompute the blocks in the backward pass.
     """
 
     depth: int = 50
@@ -86,6 +86,7 @@ class ResNet(nn.Module):
     groups: int = 1
     width_per_group: int = 64
     stride_in_1x1: bool = True
+    pool_padding: str = "symmetric"
     norm: str = "frozen"
     freeze_at: int = 0
     dtype: DTypeLike = jnp.float32
@@ -96,7 +97,9 @@ class ResNet(nn.Module):
         """images: normalised, [B, H, W, 3]. Returns {"c2": [B, H/4, W/4, F], ... "c5"}."""
         stem = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="stem")
         x = stem(images, train and self.freeze_at < 1)
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        # TensorFlow's "same" on an even side pads behind only, and so shifts the grid by one pixel.
+        padding = {"symmetric": ((1, 1), (1, 1)), "same": "SAME"}[self.pool_padding]
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         out = {}
         for stage, num_blocks in enumerate(STAGES[self.depth]):
             level = f"res{stage + 2}"

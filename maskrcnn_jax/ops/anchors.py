@@ -33,28 +33,36 @@ def grid_anchors(
     ratios: Sequence[float | int],
     offset: float = 0.0,
     rounded: bool = False,
-    fitted_strides: bool = False,
-) -> list[Float[np.ndarray, "_ 4"]]:
+    fitted_hw: tuple[int, int] | Int[Array, "2"] | None = None,
+) -> list[Float[np.ndarray, "_ 4"] | Float[Array, "_ 4"]]:
     """All anchors of a canvas (height, width), one array [h * w * A, 4] per level, in pixels.
 
     sizes: one anchor size per stride. offset: of the first centre from the corner, in strides.
     The grid of a level has ceil(canvas / stride) cells.
-    rounded: see `cell_anchors`. fitted_strides: cells stand canvas // grid pixels apart, by axis,
-    as torchvision's; where the canvas is no multiple of a stride, this is less than the stride.
+    rounded: see `cell_anchors`. fitted_hw: the part of the canvas (it may be traced) that cells
+    are fitted to, as torchvision's: they stand fitted // grid pixels apart, by axis; where this is
+    no multiple of a stride, it is less than the stride.
     """
     levels = []
     for stride, size in zip(strides, sizes, strict=True):
         grid = _grid(canvas_hw, stride)
-        steps = [c // n for c, n in zip(canvas_hw, grid, strict=True)]
+        steps = [stride] * 2 if fitted_hw is None else [s // -(-s // stride) for s in fitted_hw]
+        xp = np if all(isinstance(step, int) for step in steps) else jnp
         y, x = (
-            (np.arange(n, dtype=np.float32) + np.float32(offset))
-            * np.float32(step if fitted_strides else stride)
+            (np.arange(n, dtype=np.float32) + np.float32(offset)) * xp.float32(step)
             for n, step in zip(grid, steps, strict=True)
         )
-        y, x = np.meshgrid(y, x, indexing="ij")
-        centers = np.stack([x, y, x, y], -1)[:, :, None]
+        y, x = xp.meshgrid(y, x, indexing="ij")
+        centers = xp.stack([x, y, x, y], -1)[:, :, None]
         levels.append((centers + cell_anchors(size, ratios, rounded)).reshape(-1, 4))
     return levels
+
+
+def padded(
+    image_hw: Int[Array, "2"] | Int[np.ndarray, "2"], divisor: int = 32
+) -> Int[Array, "2"] | Int[np.ndarray, "2"]:
+    """The size of the least canvas that holds an image, with sides that are multiples."""
+    return -(-image_hw // divisor) * divisor
 
 
 def in_padded_image(
@@ -68,11 +76,10 @@ def in_padded_image(
 
     A canvas may be larger; its other anchors must not compete. image_hw may be traced.
     """
-    padded = -(-image_hw // divisor) * divisor
     levels = []
     for stride in strides:
         h, w = _grid(canvas_hw, stride)
-        rows, cols = -(-padded // stride)
+        rows, cols = -(-padded(image_hw, divisor) // stride)
         inside = (jnp.arange(h)[:, None] < rows) & (jnp.arange(w) < cols)
         levels.append(jnp.repeat(inside.reshape(-1), num_ratios))
     return jnp.concatenate(levels)

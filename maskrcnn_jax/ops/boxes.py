@@ -30,6 +30,11 @@ def clip(
     return jnp.clip(boxes, 0.0, high)
 
 
+def clip_to(boxes: Float[Array, "*n 4"], window: Float[Array, "4"]) -> Float[Array, "*n 4"]:
+    """Moves the corners into the box `window`."""
+    return jnp.clip(boxes, jnp.tile(window[:2], 2), jnp.tile(window[2:], 2))
+
+
 def pairwise_iou(a: Float[Array, "*b N 4"], b: Float[Array, "*b M 4"]) -> Float[Array, "*b N M"]:
     """Intersection over union of every pair.
 

@@ -7,6 +7,7 @@ gradient is a matrix product, too, without scatter and thus the same in every ru
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ def roi_align(
     start, extent = _in_cells(boxes, spatial_scale, aligned)
     along_y = axis_weights(start[:, 1], extent[:, 1], features.shape[0], height, sampling_ratio)
     along_x = axis_weights(start[:, 0], extent[:, 0], features.shape[1], width, sampling_ratio)
-    return _pool(features[None], along_y[None], along_x[None])[0].astype(features.dtype)
+    return pool_separably(features[None], along_y[None], along_x[None])[0].astype(features.dtype)
 
 
 def assign_levels(
@@ -136,10 +137,32 @@ def multilevel_roi_align(
     Source: arXiv 1612.03144 section 4.2; Detectron2 `ROIPooler` with `ROIAlignV2` (aligned);
     torchvision `MultiScaleRoIAlign` (not aligned, level_eps 1e-6).
     """
+    levels = assign_levels(rois, *_level_range(features), eps=level_eps)
+
+    def weigh(boxes: Array, level: int, grid_hw: tuple[int, int]) -> tuple[Array, Array]:
+        start, extent = _in_cells(boxes, 0.5**level, aligned)
+        return tuple(
+            axis_weights(start[:, axis], extent[:, axis], length, output_size, sampling_ratio)
+            for axis, length in ((1, grid_hw[0]), (0, grid_hw[1]))
+        )
+
+    return pool_levels(features, rois, levels, output_size, weigh)
+
+
+def pool_levels(
+    features: dict[str, Float[Array, "B _h _w F"]],
+    rois: Float[Array, "B R 4"],
+    levels: Int[Array, "B R"],
+    output_size: int,
+    weigh: Callable[[Array, int, tuple[int, int]], tuple[Array, Array]],
+) -> Float[Array, "B R {output_size} {output_size} F"]:
+    """Pools each roi from its level, by weights of rows and columns.
+
+    weigh: (boxes [n, 4], level, grid (h, w)) -> weights [n, output_size, h], [n, output_size, w].
+    """
     names = {int(name.removeprefix("p")): name for name in features}
     dtype = next(iter(features.values())).dtype
     batch, num_rois = rois.shape[:2]
-    levels = assign_levels(rois, min(names), max(names), eps=level_eps)
     chunk, num_chunks = _chunks(features, num_rois, output_size)
     padding = [(0, 0), (0, chunk * num_chunks - num_rois)]
     rois = jnp.pad(rois, [*padding, (0, 0)])
@@ -151,14 +174,12 @@ def multilevel_roi_align(
         boxes, box_levels = part
         total = jnp.zeros((), jnp.float32)
         for level, grid in wide.items():
-            start, extent = _in_cells(boxes.reshape(-1, 4), 0.5**level, aligned)
             h, w = grid.shape[1:3]
-            along_y = axis_weights(start[:, 1], extent[:, 1], h, output_size, sampling_ratio)
-            along_x = axis_weights(start[:, 0], extent[:, 0], w, output_size, sampling_ratio)
+            along_y, along_x = weigh(boxes.reshape(-1, 4), level, (h, w))
             along_y = along_y.reshape(batch, chunk, output_size, h)
             along_y = jnp.where((box_levels == level)[..., None, None], along_y, 0.0)
             along_x = along_x.reshape(batch, chunk, output_size, w)
-            total += _pool(grid.astype(dtype), along_y, along_x)
+            total += pool_separably(grid.astype(dtype), along_y, along_x)
         return carry, total.astype(dtype)
 
     body = jax.checkpoint(pool_chunk, prevent_cse=False)
@@ -166,6 +187,11 @@ def multilevel_roi_align(
     _, pooled = jax.lax.scan(body, None, parts)
     pooled = jnp.moveaxis(pooled, 0, 1)
     return pooled.reshape(batch, chunk * num_chunks, *pooled.shape[3:])[:, :num_rois]
+
+
+def _level_range(features: dict[str, Array]) -> tuple[int, int]:
+    levels = [int(name.removeprefix("p")) for name in features]
+    return min(levels), max(levels)
 
 
 def _adaptive_samples(extent: Float[Array, "R"], size: int) -> Float[Array, "R"]:
@@ -184,7 +210,7 @@ def _in_cells(boxes: Array, spatial_scale: float, aligned: bool) -> tuple[Array,
     return start, extent if aligned else jnp.maximum(extent, 1.0)
 
 
-def _pool(
+def pool_separably(
     features: Float[Array, "B h w F"],
     along_y: Float[Array, "B R y h"],
     along_x: Float[Array, "B R x w"],

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,12 +18,13 @@ from maskrcnn_jax import checkpoint, runtime
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.optimizer import parameter_path
-from maskrcnn_jax.weights import detectron2, mmdetection, readers, torchvision, zoo
+from maskrcnn_jax.weights import detectron2, matterport, mmdetection, readers, torchvision, zoo
 from maskrcnn_jax.weights.layout import Rule, Spec
 from maskrcnn_jax.weights.presets import PRESETS
 
-FAMILIES: tuple[ModuleType, ...] = (detectron2, torchvision, mmdetection)
+FAMILIES: tuple[ModuleType, ...] = (detectron2, torchvision, mmdetection, matterport)
 ORIGINALS = "originals.npz"  # beside `checkpoints` in a folder that `save` wrote
+_BF16 = "bfloat16:"  # before the names of such tensors in it
 
 # Our variables that depend on the classes.
 CLASS_HEADS = (
@@ -85,7 +87,7 @@ def save(imported: Imported, folder: str | os.PathLike) -> Path:
         raise UserError(f"{folder}: holds checkpoints already; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"originals.{os.getpid()}.tmp.npz"
-    np.savez(temporary, **imported.originals)
+    np.savez(temporary, **dict(_plain_types(imported.originals)))
     os.replace(temporary, folder / ORIGINALS)
     spec = imported.spec and dataclasses.asdict(imported.spec)
     if spec:
@@ -245,7 +247,7 @@ def _apply(
         f"{name} {tuple(x.shape)}" for name, x in zip(rule.sources, sources, strict=True)
     )
     wanted = ", ".join(f"{path} {shapes[path]}" for path in rule.targets)
-    if any(x.dtype.kind not in "fiu" for x in sources):
+    if any(x.dtype.kind not in "fiu" and x.dtype != ml_dtypes.bfloat16 for x in sources):
         raise UserError(f"{theirs}: not numbers, but {sources[0].dtype}")
     with np.errstate(all="ignore"):
         try:
@@ -280,11 +282,23 @@ def _own(path: Path) -> Imported:
         spec = Spec(**{**spec, "optional": frozenset(spec["optional"])})
         try:
             with np.load(folder.parents[1] / ORIGINALS) as arrays:
-                originals = dict(arrays)
+                originals = {
+                    name.removeprefix(_BF16): x.view(ml_dtypes.bfloat16)
+                    if name.startswith(_BF16)
+                    else x
+                    for name, x in arrays.items()
+                }
         except OSError as error:
             raise UserError(f"{folder.parents[1] / ORIGINALS}: {error}") from error
     variables = {k: variables[k] for k in ("params", "batch_stats")}
     return Imported(spec, meta["config"], variables, meta["classes"], (), (), originals)
+
+
+def _plain_types(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """The bits of bfloat16, which NumPy's files do not know, under a name that tells it."""
+    for name, x in tensors.items():
+        is_bf16 = x.dtype == ml_dtypes.bfloat16
+        yield (f"{_BF16}{name}", x.view(np.uint16)) if is_bf16 else (name, x)
 
 
 def some(names: list[str]) -> str:

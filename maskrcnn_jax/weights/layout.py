@@ -137,7 +137,7 @@ def frozen_norm(sources: Sequence[str], target: str, eps: float) -> Rule:
     """
 
     def forward(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray) -> Arrays:
-        _check_equal_shapes(weight, bias, mean, var)
+        check_equal_shapes(weight, bias, mean, var)
         scale = float64(weight) / np.sqrt(float64(var) + eps)
         return float32(scale), float32(float64(bias) - float64(mean) * scale)
 
@@ -158,7 +158,7 @@ def conv_with_norm(weight: str, norm: Sequence[str], target: str, eps: float) ->
     affine = frozen_norm(norm, "", eps)
 
     def forward(kernel: np.ndarray, *norm: np.ndarray) -> Arrays:
-        _check_equal_shapes(kernel[:, 0, 0, 0], *norm)
+        check_equal_shapes(kernel[:, 0, 0, 0], *norm)
         weight, bias, mean, var = (float64(x) for x in norm)
         scale = weight / np.sqrt(var + eps)
         folded = float64(to_kernel(kernel)) * scale
@@ -211,7 +211,7 @@ def from_kernel(kernel: np.ndarray) -> np.ndarray:
     return axes(kernel, (3, 2, 0, 1))
 
 
-def _check_equal_shapes(*arrays: np.ndarray) -> None:
+def check_equal_shapes(*arrays: np.ndarray) -> None:
     """Broadcasting would let a norm of one channel pass for all."""
     if len({x.shape for x in arrays}) > 1:
         raise ValueError("the tensors of a norm differ in shape")

@@ -5,6 +5,7 @@ resize rule, "eval": how masks are pasted}. What the tensors themselves tell (de
 stands in `layout.Spec.model` and comes on top.
 """
 
+import math
 from typing import Any
 
 # torchvision's and MMDetection's normalisation, of 0..255, RGB.
@@ -21,6 +22,7 @@ _DETECTRON2 = {
     "groups": 1,
     "width_per_group": 64,
     "stride_in_1x1": True,
+    "pool_padding": "symmetric",
     "norm": "frozen",
     "freeze_at": 2,
     "fpn_channels": 256,
@@ -28,6 +30,8 @@ _DETECTRON2 = {
     "channel_order": "bgr",
     "pixel_mean": (103.53, 116.28, 123.675),
     "pixel_std": (1.0, 1.0, 1.0),
+    "pad_value": "mean",
+    "box_convention": "continuous",
     "anchor_sizes": (32.0, 64.0, 128.0, 256.0, 512.0),
     "anchor_ratios": (0.5, 1.0, 2.0),
     "anchor_offset": 0.0,
@@ -38,6 +42,7 @@ _DETECTRON2 = {
     "rpn_iou_thresholds": (0.3, 0.7),
     "rpn_batch_per_image": 256,
     "rpn_positive_fraction": 0.5,
+    "rpn_deltas_weights": (1.0, 1.0, 1.0, 1.0),
     "rpn_smooth_l1_beta": 0.0,
     "rpn_loss_weight": 1.0,
     "rpn_pre_nms_topk_train": 2000,
@@ -45,10 +50,12 @@ _DETECTRON2 = {
     "rpn_post_nms_topk_train": 1000,
     "rpn_post_nms_topk_test": 1000,
     "rpn_nms_thresh": 0.7,
+    "proposal_nms": "level",
     "rpn_min_size": 0.0,
     "roi_batch_per_image": 512,
     "roi_positive_fraction": 0.25,
     "roi_iou_thresh": 0.5,
+    "roi_pool": "align",
     "roi_sampling_ratio": 0,
     "roi_aligned": True,
     "roi_level_eps": 0.0,
@@ -58,12 +65,14 @@ _DETECTRON2 = {
     "box_fcs": 2,
     "box_fc_dim": 1024,
     "box_deltas_weights": (10.0, 10.0, 5.0, 5.0),
+    "delta_clamp": math.log(1000 / 16),
     "box_smooth_l1_beta": 0.0,
     "box_loss_weight": 1.0,
     "mask_pool_size": 14,
     "mask_channels": 256,
     "mask_convs": 4,
     "mask_loss_weight": 1.0,
+    "class_rule": "all",
     "score_thresh": 0.05,
     "nms_thresh": 0.5,
     "box_min_size": 0.0,
@@ -114,6 +123,35 @@ _TORCHVISION_TEST = {
     "eval": {"paste_rule": "torchvision", "mask_thresh": 0.5},
 }
 
+# mrcnn/config.py and mrcnn/model.py as they were at the last public version.
+_MATTERPORT = _DETECTRON2 | {
+    "pool_padding": "same",
+    "channel_order": "rgb",
+    "pixel_mean": (123.7, 116.8, 103.9),
+    "pad_value": "black",
+    "box_convention": "last_pixel",
+    "anchor_ratios": (2.0, 1.0, 0.5),
+    "rpn_channels": 512,
+    "rpn_deltas_weights": (10.0, 10.0, 5.0, 5.0),
+    "rpn_smooth_l1_beta": 1.0,
+    "rpn_pre_nms_topk_train": 6000,
+    "rpn_pre_nms_topk_test": 6000,
+    "rpn_post_nms_topk_train": 2000,
+    "proposal_nms": "all",
+    "roi_batch_per_image": 200,
+    "roi_positive_fraction": 0.33,
+    "roi_pool": "crop",
+    "delta_clamp": 0.0,
+    "box_smooth_l1_beta": 1.0,
+    "class_rule": "best",
+    "score_thresh": 0.7,
+    "nms_thresh": 0.3,
+}
+_MATTERPORT_TEST = {
+    "data": {"short_test": 800, "long_test": 1024, "resize_rule": "matterport"},
+    "eval": {"paste_rule": "matterport", "mask_thresh": 0.5},
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "detectron2": {"model": _DETECTRON2, **_DETECTRON2_TEST},
     "detectron2_x101": {"model": _DETECTRON2_X101, **_DETECTRON2_TEST},
@@ -124,6 +162,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "resnet_rgb": {"model": _DETECTRON2 | _RGB | {"stride_in_1x1": False}, **_DETECTRON2_TEST},
     "mmdetection_caffe": {"model": _MMDETECTION_CAFFE, **_DETECTRON2_TEST},
     "mmdetection_pytorch": {"model": _MMDETECTION_PYTORCH, **_DETECTRON2_TEST},
+    "matterport": {"model": _MATTERPORT, **_MATTERPORT_TEST},
 }
 
 # What a bare backbone brings; the rest of the model is the config's.
@@ -133,6 +172,7 @@ BACKBONE_FIELDS = (
     "groups",
     "width_per_group",
     "stride_in_1x1",
+    "pool_padding",
     "norm",
     "channel_order",
     "pixel_mean",
@@ -152,12 +192,14 @@ TRAINING_FIELDS = (
     "rpn_post_nms_topk_train",
     "rpn_post_nms_topk_test",
     "rpn_nms_thresh",
+    "proposal_nms",
     "roi_batch_per_image",
     "roi_positive_fraction",
     "roi_iou_thresh",
     "box_smooth_l1_beta",
     "box_loss_weight",
     "mask_loss_weight",
+    "class_rule",
     "score_thresh",
     "nms_thresh",
     "max_candidates",

@@ -1,15 +1,12 @@
-"""Files of weights as plain arrays by name, whatever program wrote them; no framework needed.
+"""Files of weights: what is in them, whoever wrote them, and without the software that wrote them.
 
-The kind of a file is told by its content. Nothing in it is executed: see `unpickle`.
+The kind is told by the content, never by the name of the file. Nothing in a file is executed.
 """
 
 import io
-import json
-import os
-import re
-import sys
+import mmap
+import tarfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,247 +14,221 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import unpickle
+from maskrcnn_jax.weights import array_files, keras_file, torch_file, unpickle
+from maskrcnn_jax.weights.pickled import Damaged, NumpyArray, NumpyType, Refused, TorchTensor
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-# What a torch file from before 1.6 begins with, as a pickled number.
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# Where the parameters lie in a training checkpoint, the likeliest first.
-_STATE_DICTS = ("model", "state_dict", "model_state_dict", "params_ema", "blobs", "ema_state_dict")
+# Keys under which training programs keep the weights beside other things, best first.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "params_ema", "blobs")
+
+# A state dict lies at most so deep in such wrappers.
+DEEPEST = 8
+
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"Rar!": "rar",
+    b"7z\xbc\xaf": "7z",
+}
+
+AGAIN = "download or copy it again"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a file holds."""
+    """The content of a file of weights.
+
+    format: 'pkl' (plain pickle), 'pth' (PyTorch), 'safetensors', 'h5' (Keras) or 'npz'. tensors:
+    the state dict under its own names, arrays in C order and native byte order (some may not be
+    written to). extra: what stands beside the tensors and is plain: texts, numbers, containers.
+    """
 
     path: Path
-    format: str  # "pth", "pkl", "safetensors", "h5", "npz"
-    tensors: dict[str, np.ndarray]  # the state dict
-    extra: dict[str, Any] = field(default_factory=dict)  # the plain rest: metadata, step, ...
+    format: str
+    tensors: dict[str, np.ndarray]
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
-def read(path: str | os.PathLike) -> Source:
-    """Reads torch's .pth (both formats), Detectron2's .pkl, .safetensors, Keras' .h5 and .npz.
+def read(path: str | Path) -> Source:
+    """Reads a file of weights.
 
-    Keras' names become "<layer>/<weight>", "conv1/kernel". A prefix "module." of all names goes.
-
-    Raises:
-      UserError: the file is missing, damaged, of another kind, or holds what is no tensor and no
-        plain container; names the file and what is wrong with it.
+    Knows PyTorch's files (zip and the older row of pickles), pickles of NumPy arrays (Detectron2,
+    Caffe2), safetensors, HDF5 of Keras and .npz. Wrappers such as {'model': ...} or {'state_dict':
+    ...} are opened, a leading 'module.' of all names is taken off. Raises UserError, which names
+    the file, what is wrong with it and what to do, for everything else: missing and damaged files,
+    other kinds of file, and pickles that hold more than tensors and plain containers.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "a folder, not a file of weights" if path.is_dir() else "there is no such file"
-        raise UserError(f"{path}: {what}")
-    kind, reader = _choose(path)
     try:
-        found = reader(path)
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise UserError(f"{path}: claims to hold more than the memory does") from error
-    # A damaged pickle can raise nearly anything.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-        raise UserError(
-            f"{path}: a damaged or truncated .{kind} file ({type(error).__name__}: {reason}); "
-            "get it again and compare its size"
-        ) from error
-    tensors, extra = _state_dict(found)
-    if not tensors:
-        raise UserError(f"{path}: a .{kind} file that holds no tensors; give a file of weights")
-    return Source(path, kind, tensors, extra)
-
-
-def _choose(path: Path) -> tuple[str, Callable[[Path], Any]]:
-    """The kind of a file and its reader, by its first bytes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head.startswith(b"PK\x03\x04"):
-        return _choose_zip(path)
-    if head.startswith(_HDF5):
-        return "h5", _read_keras
-    if head[257:262] == b"ustar" or head.startswith(b"sys_info"):
-        raise UserError(
-            f"{path}: a checkpoint in torch's tar format of 2017; open it with any torch "
-            "from 0.2 to today and save its state dict again"
-        )
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        legacy = head[2:14].startswith(b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
-        return ("pth", _read_legacy_torch) if legacy else ("pkl", _read_pickle)
-    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
-        return "safetensors", _read_safetensors
-    if not head:
-        what = "the file is empty"
-    elif head.startswith(b"version https://git-lfs"):
-        what = "a git-LFS pointer, not the file itself: run `git lfs pull`"
-    elif head.lstrip().startswith(b"<"):
-        what = "a web page (XML or HTML) saved under the name of weights: download it again"
-    else:
-        what = f"no known kind of weights (it begins with {head[:8]!r})"
-    raise UserError(f"{path}: {what}. Known are .pth, .pkl, .safetensors, .h5 and .npz")
-
-
-def _choose_zip(path: Path) -> tuple[str, Callable[[Path], Any]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{path}: a truncated or damaged zip file (.pth or .npz: {error}); get it again and "
-            "compare its size"
-        ) from error
-    if any(name.endswith("/data.pkl") for name in names):
-        return "pth", _read_torch
-    if names and all(name.endswith(".npy") for name in names):
-        return "npz", _read_npz
-    raise UserError(f"{path}: a zip file, but neither torch's nor NumPy's")
-
-
-def _read_torch(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        pickled = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-        folder = pickled.removesuffix("data.pkl")
+        if not path.is_file():
+            what = "is a folder; name the file of weights in it"
+            raise UserError(f"{path}: {what if path.is_dir() else 'there is no such file'}")
         size = path.stat().st_size
-
-        def content(name: str) -> bytes:
-            entry = archive.getinfo(name)
-            # torch stores without compression: what claims more than the file is no honest file.
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-                raise ValueError(f"the entry {name!r} is compressed or larger than the file")
-            return archive.read(name)
-
-        order = sys.byteorder
-        if f"{folder}byteorder" in archive.namelist():
-            order = content(f"{folder}byteorder").decode()
-        arrays: dict[str, np.ndarray] = {}
-
-        def storage(note: unpickle.Storage) -> np.ndarray:
-            if note.key not in arrays:
-                dtype = note.dtype.newbyteorder("<" if order == "little" else ">")
-                arrays[note.key] = np.frombuffer(content(f"{folder}data/{note.key}"), dtype)
-            return _as(arrays[note.key], note)
-
-        return unpickle.finish(unpickle.load(io.BytesIO(content(pickled)), str(path)), storage)
-
-
-def _read_legacy_torch(path: Path) -> Any:
-    with path.open("rb") as file:
-        if unpickle.load(file, str(path)) != _LEGACY_MAGIC:
-            raise ValueError("not torch's magic number")
-        unpickle.load(file, str(path))  # the version of the format
-        info = unpickle.load(file, str(path))
-        found = unpickle.load(file, str(path))
-        keys = unpickle.load(file, str(path))
-        order = "<" if info.get("little_endian", True) else ">"
-        notes: dict[str, unpickle.Storage] = {}
-        _collect(found, notes)
-        arrays = {}
-        for key in keys:
-            numel = int(np.frombuffer(file.read(8), f"{order}i8")[0])
-            note = notes[str(key)]
-            data = file.read(numel * note.dtype.itemsize)
-            array = np.frombuffer(data, note.dtype.newbyteorder(order))
-            if len(array) != numel:
-                raise ValueError("the file ends within a tensor")
-            arrays[str(key)] = array
-        return unpickle.finish(found, lambda note: _as(arrays[note.key], note))
-
-
-def _collect(value: Any, notes: dict[str, unpickle.Storage], depth: int = 0) -> None:
-    """The storages that the tensors of a tree are views of, by key."""
-    if depth > 50:
-        raise ValueError("a container that holds itself")
-    note = getattr(value, "storage", None)
-    if isinstance(note, unpickle.Storage):
-        notes[note.key] = note
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            _collect(item, notes, depth + 1)
-
-
-def _as(array: np.ndarray, note: unpickle.Storage) -> np.ndarray:
-    if array.dtype.itemsize != note.dtype.itemsize or len(array) < note.numel:
-        raise ValueError(f"the storage {note.key} is not what its tensors say")
-    return array.astype(note.dtype, copy=False)
-
-
-def _read_pickle(path: Path) -> Any:
-    def no_storage(note: unpickle.Storage) -> np.ndarray:
-        raise ValueError("a torch tensor in a plain pickle")
-
-    with path.open("rb") as file:
-        return unpickle.finish(unpickle.load(file, str(path)), no_storage)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    load_file = _need("safetensors.numpy", path).load_file
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {**load_file(path), "__metadata__": header.get("__metadata__", {})}
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _read_keras(path: Path) -> dict[str, np.ndarray]:
-    """Weights by layer, from `save_weights` or `save`; nested models are opened."""
-    h5py = _need("h5py", path)
-    tensors: dict[str, np.ndarray] = {}
-    with h5py.File(path, "r") as file:
-        root = file.get("model_weights", file)
-        if "layer_names" not in root.attrs:
-            raise UserError(f"{path}: an HDF5 file without Keras' attribute 'layer_names'")
-        for layer in _texts(root.attrs["layer_names"]):
-            if layer not in root:
-                raise UserError(f"{path}: the group {layer!r} of 'layer_names' is missing")
-            names = _texts(root[layer].attrs.get("weight_names", ()))
-            owners = {n.split("/")[-2] for n in names if "/" in n}
-            for name in names:
-                if name not in root[layer]:
-                    raise UserError(f"{path}: the data set {layer}/{name} is missing")
-                # A nested model keeps several layers in its group; a second model in one process
-                # gets suffixed weight names, while its groups keep theirs.
-                owner = layer if len(owners) < 2 else re.sub(r"_\d+$", "", name.split("/")[-2])
-                key = f"{owner}/{name.split('/')[-1].split(':')[0]}"
-                if key in tensors:
-                    raise UserError(f"{path}: two arrays are called {key!r}")
-                array = np.asarray(root[layer][name])
-                if array.dtype.kind not in "fiub":
-                    raise UserError(f"{path}: {layer}/{name} is no array of numbers")
-                tensors[key] = array
-    return tensors
-
-
-def _texts(names: Any) -> list[str]:
-    return [n.decode() if isinstance(n, bytes) else str(n) for n in names]
-
-
-def _need(module: str, path: Path) -> Any:
-    try:
-        return __import__(module, fromlist=["_"])
-    except ImportError as error:
+        if size == 0:
+            raise UserError(f"{path}: is empty; {AGAIN}")
+        with path.open("rb") as file:
+            head = file.read(4096)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _refuse_other_kinds(path, head, size)
+        format, tensors, extra = _read(path, head, data)
+    except Refused as error:
         raise UserError(
-            f'{path}: reading it needs a package: pip install "maskrcnn_jax[weights]" ({error})'
+            f"{path}: refused: it holds '{error}', but weights are tensors in plain containers. "
+            "Nothing of it was executed. If you trust it, open it with the software that wrote it "
+            "and save the weights alone: torch.save({'state_dict': model.state_dict()}, 'w.pth')"
         ) from error
+    except Damaged as error:
+        raise UserError(f"{path}: cannot be read: {error}. If it is damaged, {AGAIN}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: needs more memory than this machine has") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: its containers are nested too deep for weights") from error
+    if not tensors:
+        raise UserError(f"{path}: there are no tensors in it; is it a file of weights?")
+    return Source(path, format, tensors, extra)
 
 
-def _state_dict(found: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Splits what a file holds into the state dict and the rest."""
-    if not isinstance(found, dict):
-        return {}, {}
+def _refuse_other_kinds(path: Path, head: bytes, size: int) -> None:
+    """UserError for what people often have under the name of a file of weights."""
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path}: is a git-LFS pointer of {size} bytes, not the weights; run 'git lfs pull' "
+            "in its repository, or download the file itself"
+        )
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise UserError(
+            f"{path}: is a web page (HTML or XML), not weights: the download got an error page; "
+            "look into it with a text editor and download it again"
+        )
+    for start, name in COMPRESSED.items():
+        if head.startswith(start):
+            raise UserError(f"{path}: is compressed with {name}; unpack it first")
+    if head[257:262] == b"ustar" or tarfile.is_tarfile(io.BytesIO(head)):
+        raise UserError(
+            f"{path}: is a tar archive{_cut_tar(path)}; if it is PyTorch's file format of 2017, "
+            "load it with torch.load and save it again with torch.save, else unpack it"
+        )
+
+
+def _cut_tar(path: Path) -> str:
+    """' that is cut short' where the members of a tar reach beyond its end."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            ends = [member.offset_data + member.size for member in archive.getmembers()]
+    except (tarfile.TarError, OSError, ValueError):
+        ends = [path.stat().st_size + 1]
+    return " that is cut short" if max(ends, default=0) > path.stat().st_size else ""
+
+
+def _read(path: Path, head: bytes, data: mmap.mmap) -> tuple[str, dict, dict]:
+    """(format, tensors, extra) of a file whose kind its first bytes tell."""
+    # HDF5 allows bytes of the user's before it, in a block of 512, 1024, 2048 ...
+    if any(head[n : n + 8] == b"\x89HDF\r\n\x1a\n" for n in (0, 512, 1024, 2048)):
+        return "h5", *keras_file.read_h5(path)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _read_zip(path, data)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40:
+        return "safetensors", *array_files.read_safetensors(data)
+    try:
+        tree = unpickle.load(data, len(data))
+    except Damaged as error:
+        if head.startswith(b"\x80"):
+            raise Damaged(f"the pickle in it is damaged or cut short ({error})") from error
+        raise Damaged(
+            "it is none of the known kinds (PyTorch, pickle, safetensors, Keras HDF5, npz)"
+        ) from error
+    if isinstance(tree, int) and tree == torch_file.LEGACY_MAGIC:
+        return "pth", *_state_dict(torch_file.read_legacy(data), len(data))
+    return "pkl", *_state_dict(tree, len(data))
+
+
+def _read_zip(path: Path, data: mmap.mmap) -> tuple[str, dict, dict]:
+    """(format, tensors, extra) of a zip: PyTorch's or NumPy's."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        raise Damaged(f"the zip is cut short: it has no directory at its end ({error})") from error
+    with archive:
+        names = archive.namelist()
+        records = [
+            n for n in names if n == "data.pkl" or (n.endswith("/data.pkl") and n.count("/") == 1)
+        ]
+        if len(records) == 1:
+            try:
+                tree = torch_file.read_zip(data, archive, records[0])
+            except (zipfile.BadZipFile, EOFError, ValueError, OverflowError) as error:
+                raise Damaged(f"the zip is damaged ({error})") from error
+            return "pth", *_state_dict(tree, len(data))
+        if names and all(name.endswith(".npy") for name in names):
+            return "npz", *array_files.read_npz(path, archive)
+        if "model.weights.h5" in names:
+            raise Damaged("it is a .keras file of Keras 3; save its weights as HDF5 with Keras 2")
+    raise Damaged("it is a zip, but neither PyTorch's nor NumPy's; unpack it")
+
+
+def _state_dict(tree: Any, file_size: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(tensors, what stands beside them) of an unpickled file, wrappers opened."""
     extra: dict[str, Any] = {}
-    for key in _STATE_DICTS:
-        if isinstance(found.get(key), dict):
-            extra = {str(k): v for k, v in found.items() if k != key}
-            found = found[key]
+    done: dict[int, Any] = {}
+    for _ in range(DEEPEST):
+        if not isinstance(tree, dict) or _holds_tensors(tree):
             break
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, np.ndarray)}
-    extra |= {str(k): v for k, v in found.items() if not isinstance(v, np.ndarray)}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): x for name, x in tensors.items()}
-    return tensors, extra
+        inside = [key for key in WRAPPERS if isinstance(tree.get(key), dict)]
+        inside += [key for key, value in tree.items() if _holds_tensors(value)]
+        if not inside:
+            break
+        extra |= {key: _plain(v, done) for key, v in tree.items() if key not in WRAPPERS}
+        tree = tree[inside[0]]
+    if not isinstance(tree, dict) or not _holds_tensors(tree):
+        raise Damaged(f"it holds no dict of tensors, but {_brief(tree)}")
+    rows = {key: v for key, v in tree.items() if isinstance(v, TorchTensor | NumpyArray)}
+    for key in rows:
+        if not isinstance(key, str):
+            raise Damaged(f"a tensor's name is {str(key)[:40]!r}, not a text")
+    extra |= {key: _plain(v, done) for key, v in tree.items() if key not in rows}
+    array_files.check_unfolding(sum(row.nbytes() for row in rows.values()), file_size)
+    tensors = {}
+    for name, row in rows.items():
+        try:
+            tensors[name] = row.array()
+        except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
+            raise Damaged(f"tensor {name[:100]!r}: {str(error)[:200]}") from error
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): array for name, array in tensors.items()}
+    return tensors, {str(key): value for key, value in extra.items() if value is not None}
+
+
+def _holds_tensors(tree: Any) -> bool:
+    return isinstance(tree, dict) and any(
+        isinstance(value, TorchTensor | NumpyArray) for value in tree.values()
+    )
+
+
+def _brief(tree: Any) -> str:
+    if not isinstance(tree, dict):
+        return f"a {type(tree).__name__}"
+    keys = ", ".join(ascii(key)[:40] for key in list(tree)[:8])
+    return f"a dict with the keys {keys}" if keys else "an empty dict"
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    """A leftover without tensors, which become None, as does a container inside itself.
+
+    done: results by identity, so that shared containers are walked through once.
+    """
+    if isinstance(value, TorchTensor | NumpyArray | NumpyType):
+        return None
+    if isinstance(value, unpickle.Global):
+        return value.name
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in done:
+        done[id(value)] = None
+        if isinstance(value, dict):
+            done[id(value)] = {key: _plain(v, done) for key, v in value.items()}
+        else:
+            done[id(value)] = type(value)(_plain(v, done) for v in value)
+    return done[id(value)]

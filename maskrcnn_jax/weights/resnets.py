@@ -27,6 +27,8 @@ class Unit(NamedTuple):
         return f"res{self.stage}_block{self.block}/{self.layer}"
 
 
+_MOST = 64  # of layers or blocks in a row; ResNet-152 has 36
+
 STEM = Unit(1, 0, "conv1")
 
 
@@ -91,11 +93,12 @@ def sizes(tensors: Tensors, wanted: Mapping[str, tuple[str, int]]) -> dict[str, 
 
 
 def count(tensors: Tensors, name: Callable[[int], str], start: int = 0) -> int:
-    """How many of name(start), name(start + 1), ... are there without a gap."""
-    found = start
-    while name(found) in tensors:
-        found += 1
-    return found - start
+    """How many name(start), name(start + 1), ... there are, up to the last one that exists.
+
+    Not up to the first gap: a layer that is missing must be missed.
+    """
+    last = (i for i in reversed(range(start, start + _MOST)) if name(i) in tensors)
+    return next(last, start - 1) - start + 1
 
 
 def num_classes(tensors: Tensors, names: tuple[str, str]) -> int:

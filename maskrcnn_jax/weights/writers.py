@@ -20,6 +20,7 @@ STORAGES = {
     "float32": "FloatStorage",
     "float64": "DoubleStorage",
     "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
     "int64": "LongStorage",
     "int32": "IntStorage",
     "int16": "ShortStorage",
@@ -102,6 +103,8 @@ def _torch_pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def _write_array(file: io.BufferedWriter, x: np.ndarray) -> None:
     """An array as ndarray.__reduce__ gives it."""
+    if x.dtype.isbuiltin == 2:
+        raise UserError(f"NumPy's pickles know no {x.dtype}; write .pth or .safetensors")
     empty = [_global("numpy", "ndarray"), _tuple([_int(0)]), _bytes_head(1) + b"b"]
     file.write(_global("numpy.core.multiarray", "_reconstruct") + _tuple(empty) + pickle.REDUCE)
     kind = [_text(x.dtype.str[1:]), pickle.NEWFALSE, pickle.NEWTRUE]
@@ -116,6 +119,8 @@ def _write_array(file: io.BufferedWriter, x: np.ndarray) -> None:
 
 def _contiguous(x: np.ndarray) -> np.ndarray:
     """Row-major and little-endian; ascontiguousarray alone would give a scalar an axis."""
+    if x.dtype.isbuiltin == 2:  # bfloat16, which has no byte order of its own in NumPy
+        return np.asarray(x, order="C")
     return np.asarray(x, x.dtype.newbyteorder("<"), order="C")
 
 

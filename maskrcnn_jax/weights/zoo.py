@@ -46,13 +46,31 @@ ZOO |= {
         f"{_MMDET}/mask_rcnn_r101_fpn_1x_coco/mask_rcnn_r101_fpn_1x_coco_20200204-1efe0ed5.pth"
     ),
 }
+ZOO |= {
+    f"matterport/{name}": f"https://github.com/matterport/Mask_RCNN/releases/download/{rest}"
+    for name, rest in {
+        "coco": "v2.0/mask_rcnn_coco.h5",
+        "balloon": "v2.1/mask_rcnn_balloon.h5",
+    }.items()
+}
+
+# SHA-256 of what an address gives, where it is known from more than one source.
+SHA256 = {
+    "detectron2/mask_rcnn_R_50_FPN_3x": (
+        "9a737e290372f1f70994ebcbd89d8004dbb3ae30a605fd915a190fa4a782dd66"
+    ),
+    "torchvision/maskrcnn_resnet50_fpn_v2": (
+        "73cbd0190fcbe3ba339921fbce2c3a0b6bb9126c9a133c85e43a2a8e060a109e"
+    ),
+    "torchvision/resnet50": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+}
 
 
 def fetch(name: str, folder: Path) -> Path:
     """The file of a name of ZOO, downloaded into `folder` unless it is there already.
 
-    A cut download goes on at the next call. torchvision's and MMDetection's file names end in the
-    first digits of the SHA-256, which are checked.
+    A cut download goes on at the next call. The SHA-256 is checked where it is known: of SHA256,
+    and by its first digits, which torchvision's and MMDetection's file names end in.
 
     Raises:
       UserError: unknown name (the nearest are named), no connection, a file of another content.
@@ -64,25 +82,32 @@ def fetch(name: str, folder: Path) -> Path:
     path = folder / name.replace("/", "-") / url.rsplit("/", 1)[1]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        download(url, path)
+        download(url, path, SHA256.get(name, ""))
     return path
 
 
-def download(url: str, path: Path) -> None:
+def download(url: str, path: Path, sha256: str = "") -> None:
     """Fetches an address into a file, through `path` + ".part", going on where that ends.
+
+    It goes on only while the server's file is the same, by its ETag or date; else from the start.
+    sha256: the digits that the file's must begin with; "": those in its name, if any.
 
     Raises UserError when it cannot be completed; what has come stays for the next attempt.
     """
     part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "maskrcnn_jax"})
+    version = part.with_name(f"{part.name}.version")
     if have:
         request.add_header("Range", f"bytes={have}-")
+        if version.exists():
+            request.add_header("If-Range", version.read_text())
     by_hand = f"fetch {url} by other means and put it at {path}, or try again to go on"
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             resumed = answer.status == http.client.PARTIAL_CONTENT
             have = have if resumed else 0
+            _keep(version, answer.headers)
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else None
             have += _copy(answer, part, "ab" if resumed else "wb", have, total, path.name)
@@ -94,8 +119,19 @@ def download(url: str, path: Path) -> None:
         raise UserError(f"{url}: the download broke off ({error}); {by_hand}") from error
     if total is not None and have != total:
         raise UserError(f"{url}: the download broke off at {have} of {total} bytes; {by_hand}")
-    _check(part, path.name, url)
+    version.unlink(missing_ok=True)
+    _check(part, sha256 or _digits(path.name), url)
     os.replace(part, path)
+
+
+def _keep(version: Path, headers: http.client.HTTPMessage) -> None:
+    """Notes which version of the file is coming: a strong ETag, else the date."""
+    etag = headers.get("ETag", "")
+    known = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
+    if known:
+        version.write_text(known)
+    else:
+        version.unlink(missing_ok=True)
 
 
 def _copy(
@@ -113,15 +149,19 @@ def _copy(
     return came
 
 
-def _check(part: Path, name: str, url: str) -> None:
-    digits = re.search(r"-([0-9a-f]{8})\.pth$", name)
+def _digits(name: str) -> str:
+    found = re.search(r"-([0-9a-f]{8})\.pth$", name)
+    return found[1] if found else ""
+
+
+def _check(part: Path, digits: str, url: str) -> None:
     if not digits:
         return
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(digits[1]):
+    if not found.startswith(digits):
         part.unlink()
         raise UserError(
             f"{url}: what came is not that file (its SHA-256 begins with {found[:8]}, not "
-            f"{digits[1]}); it was removed, try again"
+            f"{digits[:8]}); it was removed, try again"
         )
