@@ -54,7 +54,7 @@ ANNOTATIONS = [
     ({"area": math.nan}, "bad-area", "warning"),
     (
         {"segmentation": [[3, 3, 35, 3, 3, 35]], "bbox": [3, 3, 32, 32], "area": 1024},
-        *("area-of-box", "warning"),
+        *("box-area", "warning"),
     ),
     ({"segmentation": []}, "no-segmentation", "error"),
     ({"segmentation": None}, "no-segmentation", "error"),

@@ -63,7 +63,7 @@ def test_mushrooms(shared_data, tmp_path):
     assert report.counts["error"] == 0
     assert count(report, "dummy-class") == 3 and count(report, "category-zero") == 3
     assert count(report, "over-cap") == count(report, "over-max-dets") == 31
-    assert count(report, "area-of-box") > 6500  # the others fill their box, or nearly
+    assert count(report, "box-area") > 6500  # the others fill their box, or nearly
     assert count(report, "annotation-zero") == 2  # valid and test: not told in the README
     # The copies carry the name of their photo.
     groups = {}

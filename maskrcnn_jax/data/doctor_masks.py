@@ -224,7 +224,7 @@ def _check_area(tell: Tell, thing: Thing, area: float) -> None:
     box_area = (x1 - x0) * (y1 - y0)
     if abs(thing.area - box_area) <= _BOX_AREA * box_area and area < _FULL * box_area:
         message = f"'area' {thing.area:.0f} is that of the box, the mask covers {area:.0f}: small, "
-        tell("warning", "area-of-box", message + "medium and large are told by it; --fix measures")
+        tell("warning", "box-area", message + "medium and large are told by it; --fix measures")
     else:
         message = f"'area' is {thing.area:.0f}, the mask covers {area:.0f}; --fix measures it"
         tell("warning", "area-not-mask", message)

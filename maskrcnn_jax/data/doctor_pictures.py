@@ -12,13 +12,13 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
 from maskrcnn_jax.data.doctor_read import RawData
-from maskrcnn_jax.data.formats.reading import SUFFIXES, is_file, read_header, safe_join
+from maskrcnn_jax.data.formats.headers import FIRST_TRANSPOSING, SUFFIXES, read_header
+from maskrcnn_jax.data.formats.reading import is_file, safe_join
 from maskrcnn_jax.errors import UserError
 
 THUMB = 32  # side of the gray thumbnails that are compared
 _REDUCED = 128  # px; a JPEG is decoded at the least scale that keeps more
 _THREADS = 2
-_FIRST_TRANSPOSING = 5  # EXIF orientations 5 to 8 exchange height and width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def check(raw: RawData, looks: dict[Path, Look]) -> None:
         right = SUFFIXES.get(seen.kind)
         if right and PurePosixPath(photo.name).suffix.lower() not in right:
             raw.tell("note", "wrong-suffix", f"is a {seen.kind} file by its content", where, index)
-        turns = seen.orientation >= _FIRST_TRANSPOSING
+        turns = seen.orientation >= FIRST_TRANSPOSING
         shown = seen.stored[::-1] if turns else seen.stored
         if seen.orientation != 1:
             _tell_orientation(raw, index, seen, shown)
