@@ -239,3 +239,16 @@ def test_cropped_copies_are_found_and_like_landscapes_are_not(tmp_path):
     assert np.corrcoef(thumbs[2].ravel(), thumbs[3].ravel())[0, 1] > 0.9
     twins = doctor_twins.find_twins([x.thumb for x in looks], [x.digest for x in looks])
     assert [(t.first, t.second) for t in twins] == [(0, 1)]
+
+
+def test_a_picture_saved_anew_and_labelled_again(tmp_path):
+    Image.fromarray(scene(0)).save(tmp_path / "a.png")
+    Image.fromarray(scene(0)).save(tmp_path / "b.jpg", quality=95)
+    path = write(tmp_path, ["a.png", "b.jpg"])
+    assert [w for _, w, _ in found(doctor_run.inspect([path]), "near-duplicate")]
+    made = json.loads(path.read_text())
+    made["annotations"].append(GOOD | {"id": 9, "image_id": 2})
+    path.write_text(json.dumps(made))
+    report = doctor_run.inspect([path])
+    (twice,) = found(report, "annotated-twice")
+    assert "2 objects here, 1 there" in twice[2] and not found(report, "near-duplicate")

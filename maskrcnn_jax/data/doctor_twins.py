@@ -219,8 +219,10 @@ def check(splits: Sequence[RawData], looks: dict[Path, Look]) -> None:
         a, b = known[twin.first], known[twin.second]
         if a.split != b.split or a.split < 0:
             continue
-        if twin.same_file or (twin.same_pose and twin.correlation >= _SAME):
-            objects = counts[a.split][a.photo], counts[b.split][b.photo]
+        objects = counts[a.split][a.photo], counts[b.split][b.photo]
+        # Noisy copies have the objects of their photo; who labels one anew finds others.
+        anew = twin.same_pose and twin.correlation >= _SAME and objects[0] != objects[1]
+        if twin.same_file or anew:
             _tell_same(splits, a, b, objects, twin.same_file)
         else:
             near[a.split].append(twin)
