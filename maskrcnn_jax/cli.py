@@ -8,12 +8,13 @@ import io
 import os
 import sys
 
-from maskrcnn_jax.commands import convert, export, import_weights, predict
+from maskrcnn_jax.commands import convert, export, import_weights, inspect, predict
 from maskrcnn_jax.errors import Stopped, UserError
 
 VERBS = {
     "predict": predict,
     "convert": convert,
+    "inspect": inspect,
     "import-weights": import_weights,
     "export": export,
 }
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="maskrcnn",
-        description="Segments pictures, and carries annotations and weights between frameworks.",
+        description="Segments pictures, converts and checks annotations, carries weights over.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, module in VERBS.items():

@@ -21,6 +21,7 @@ def draw(
     masks: Bool[np.ndarray, "n H W"] | Sequence[Bool[np.ndarray, "H W"]],
     names: Sequence[str],
     min_side: int = 0,
+    labels: bool = True,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draws masks, boxes and labels on a copy of the image; every instance has its own color.
 
@@ -33,6 +34,7 @@ def draw(
       names: of all classes.
       min_side: a small picture is first enlarged by the least whole factor that brings its longer
         side to this many pixels, so that labels remain legible. 0: the size stays.
+      labels: False leaves out the names, which would hide hundreds of small objects.
     """
     factor = max(1, -(-min_side // max(image.shape[:2])))
     image = _enlarge(image, factor)
@@ -52,7 +54,7 @@ def draw(
     taken: list[tuple[float, ...]] = []
     font = ImageFont.load_default(size=min(max(10, max(image.shape[:2]) // 50), 28))
     # Labels of the small ones first: they have the fewest places to go to.
-    for i in order[::-1]:
+    for i in order[::-1] if labels else ():
         text = names[int(classes[i])]
         if scores is not None:
             text += f" {float(scores[i]):.2f}"

@@ -30,6 +30,7 @@ FLOORS = {
     "checkpoint": 3,
     "optimizer": 3,
     "visualize": 3,
+    "report_data": 3,
     "flight": 3,
     "logs": 3,
     "runtime": 3,

@@ -127,6 +127,7 @@ GOOD = tiny_coco.annotation(1, 5, 3, [tiny_coco.rectangle(3, 3, 9, 9)])
         ({"segmentation": [[1, 1, 5, 5]]}, r"annotation 1 .*'segmentation'.*three points"),
         ({"segmentation": [[1, 1, 5, 5, 3, 8, 2]]}, r"annotation 1 .*'segmentation'"),
         ({"segmentation": [[1, 1, 5, 5, 3, "8"]]}, r"annotation 1 .*other than numbers"),
+        ({"segmentation": [[1, 1, 5, 5, 3, 1e9]]}, r"annotation 1 .*at 1000000000, far outside"),
         ({"segmentation": [1, 1, 5, 5, 3, 8]}, r"annotation 1 .*neither a list of polygons"),
         ({"segmentation": []}, r"'segmentation'.*mask training needs"),
         ({"segmentation": {"size": [9, 9], "counts": [81]}}, r"annotation 1 .*'size' is \[9, 9\]"),
@@ -135,8 +136,11 @@ GOOD = tiny_coco.annotation(1, 5, 3, [tiny_coco.rectangle(3, 3, 9, 9)])
         ({"bbox": [3, 3, 6, -6]}, r"annotation 1 .*'bbox'.*no area"),
         ({"bbox": [3, 3, 6]}, r"annotation 1 .*'bbox'.*four numbers"),
         ({"bbox": [3, 3, 6, float("nan")]}, r"annotation 1 .*'bbox'.*four numbers"),
+        ({"bbox": [3, 3, 6, 10**400]}, r"annotation 1 .*'bbox'.*four numbers"),
         ({"bbox": [30, 3, 40, 6]}, r"annotation 1 .*'bbox'.*leaves the picture"),
         ({"image_id": 77}, r"annotation 1: 'image_id' is 77"),
+        ({"image_id": [5]}, r"annotation 1: 'image_id' is \[5\]"),
+        ({"id": 2**64}, r"annotations\[0\] has no whole number"),
         ({"category_id": 1}, r"annotation 1: 'category_id' is 1"),
         ({"id": "1"}, r"annotations\[0\] has no whole number as 'id'"),
     ],
@@ -161,6 +165,8 @@ def test_bad_annotation(tmp_path, change, message):
         (lambda c: c["annotations"].clear(), "'annotations' is empty"),
         (lambda c: c.pop("images"), "has no list 'images'"),
         (lambda c: c["images"][0].pop("height"), "image 5: 'height' and 'width' are None"),
+        (lambda c: c["images"][0].update(width=2**40), "'width' are 40 and 1099511627776"),
+        (lambda c: c["images"][0].update(file_name="x" * 5000), "image 5.*xxxx is not in"),
         (lambda c: c["images"][0].update(file_name="gone.png"), "image 5.*gone.png is not in"),
         (lambda c: c["images"][0].pop("file_name"), "image 5 has no 'file_name'"),
     ],
@@ -181,7 +187,10 @@ def test_json_cut_off(tmp_path):
         load_coco(path, images)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"[]", "no list"), (b"\xff\xfe\x00", "text")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"[]", "no list"), (b"\xff\xfe\x00", "text"), (b"[" * 100_000, "not usable as JSON")],
+)
 def test_not_a_coco_file(tmp_path, content, message):
     path, images = tiny_coco.write(tmp_path, {5: HW}, [GOOD])
     path.write_bytes(content)

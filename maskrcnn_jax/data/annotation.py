@@ -13,6 +13,10 @@ from maskrcnn_jax.errors import UserError
 # than this many pixels and this share of its side has another size or another layout in mind.
 _OUTSIDE_PX = 4.0
 _OUTSIDE_SHARE = 0.1
+# Pixels. pycocotools takes memory in proportion to an outline's length, and dies of it.
+_FARTHEST = 1e6
+_LARGEST_AREA = 2.0**32  # square pixels
+_LARGEST = 1e300  # whole numbers of JSON may be larger than any float
 
 
 def parse_annotation(path: Path, a: dict, hw: tuple[int, int]) -> tuple:
@@ -29,7 +33,7 @@ def parse_annotation(path: Path, a: dict, hw: tuple[int, int]) -> tuple:
     box = _box(where, a.get("bbox"), hw)
     segmentation = _segmentation(where, a.get("segmentation"), hw)
     area = a.get("area")
-    if not _is_number(area):
+    if not _is_number(area) or not 0 <= area <= _LARGEST_AREA:
         area = float(mask_utils.area(to_rle(segmentation, *hw)))
     return box, bool(a.get("iscrowd", 0)), area, a["id"], segmentation
 
@@ -84,6 +88,11 @@ def _segmentation(where: str, segmentation: Any, hw: tuple[int, int]) -> Any:
             )
         if not all(map(_is_number, polygon)):
             raise UserError(f"{where}: 'segmentation' has a polygon that holds other than numbers")
+        if max(map(abs, polygon)) > _FARTHEST:
+            raise UserError(
+                f"{where}: 'segmentation' has a point at {max(polygon, key=abs):.0f}, far outside "
+                "the picture; correct or remove it, or set data.on_bad_image to 'skip'"
+            )
     return [np.array(p, np.float64) for p in segmentation]
 
 
@@ -104,4 +113,4 @@ def _rle(where: str, rle: dict, hw: tuple[int, int]) -> dict:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= _LARGEST

@@ -17,9 +17,12 @@ from jaxtyping import Bool, Float, Int, Int32
 from pycocotools import mask as mask_utils
 
 from maskrcnn_jax.data.annotation import parse_annotation, to_rle
+from maskrcnn_jax.data.formats.reading import is_file
 from maskrcnn_jax.errors import UserError
 
 OnBad = Literal["error", "skip"]
+_ID_BITS = 63  # ids travel as int64
+_MAX_SIDE = 65_535  # pixels, of a JPEG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +199,8 @@ def _read_json(path: Path) -> dict[str, list]:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file ({error.reason}); name a JSON file") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists 10,000 deep
+        raise UserError(f"{path}: not usable as JSON ({error}); export it again") from error
     keys = ("images", "annotations", "categories")
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -220,8 +225,9 @@ def _sorted_by_id(path: Path, field: str, entries: list) -> list[dict]:
     seen = set()
     for n, e in enumerate(entries):
         i = e.get("id") if isinstance(e, dict) else None
-        if not isinstance(i, int) or isinstance(i, bool):
-            raise UserError(f"{path}: {field}[{n}] has no whole number as 'id'; give it one")
+        if not isinstance(i, int) or isinstance(i, bool) or i.bit_length() > _ID_BITS:
+            message = "has no whole number as 'id' (of at most 64 bits); give it one"
+            raise UserError(f"{path}: {field}[{n}] {message}")
         if i in seen:
             raise UserError(f"{path}: {field}: the id {i} occurs twice; make the ids unique")
         seen.add(i)
@@ -230,7 +236,7 @@ def _sorted_by_id(path: Path, field: str, entries: list) -> list[dict]:
 
 def _image_size(path: Path, entry: dict) -> tuple[int, int]:
     size = entry.get("height"), entry.get("width")
-    if not all(isinstance(s, int) and s > 0 for s in size):
+    if not all(type(s) is int and 0 < s <= _MAX_SIDE for s in size):
         raise UserError(
             f"{path}: image {entry['id']}: 'height' and 'width' are {size[0]!r} and {size[1]!r}; "
             "write the size of the picture in pixels"
@@ -246,7 +252,7 @@ def _find(path: Path, entry: dict, folders: list[Path]) -> str:
     for folder in folders:
         # Exports often carry the folders of the machine that they were made on.
         for candidate in dict.fromkeys((folder / relative, folder / relative.name)):
-            if candidate.is_file():
+            if is_file(candidate):
                 return str(candidate)
     where = ":".join(str(f) for f in folders)
     raise UserError(
@@ -260,7 +266,8 @@ def _check_references(path: Path, a: dict, images: dict, classes: dict) -> None:
         ("image_id", images, "images"),
         ("category_id", classes, "categories"),
     ):
-        if a.get(field) not in known:
+        # Not every value of a foreign file can be looked up.
+        if not isinstance(a.get(field), int | float) or a[field] not in known:
             raise UserError(
                 f"{path}: annotation {a['id']}: {field!r} is {a.get(field)!r}, which is not in "
                 f"'{table}'; correct it or remove the annotation"
