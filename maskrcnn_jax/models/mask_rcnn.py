@@ -162,6 +162,7 @@ def forward_train(
     Returns losses, counts for the log, and the updated `batch_stats`.
     """
     s = model.settings
+    model = _pool_per_device(model, mesh)
     stats = variables.get("batch_stats", {})
 
     def run(method: Callable, *args: Any) -> Any:
@@ -234,6 +235,7 @@ def forward_predict(
     corner of size image_hw.
     """
     s = model.settings
+    model = _pool_per_device(model, mesh)
     pyramid = model.apply(variables, images, image_hw, False, method=model.features)
     logits, deltas = model.apply(variables, pyramid, method=model.propose)
     canvas = images.shape[1:3]
@@ -262,6 +264,16 @@ def _per_device(stage: Callable, mesh: Mesh | None) -> Callable:
         return stage
     spec = P("data")
     return jax.shard_map(stage, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+
+def _pool_per_device(model: MaskRCNN, mesh: Mesh | None) -> MaskRCNN:
+    """The same model, whose rois are pooled on the device that has their image."""
+    pool = model.pool
+
+    def on_its_device(levels: dict[str, Array], rois: Array, size: int) -> Array:
+        return _per_device(lambda *args: pool(*args, size), mesh)(levels, rois)
+
+    return model.clone(pool=on_its_device)
 
 
 def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array) -> tuple:
