@@ -21,14 +21,14 @@ def cases(setting: Setting) -> Iterator[Case]:
     from maskrcnn_jax.data.builder import prepare
     from maskrcnn_jax.data.coco import load_coco
 
-    short, long, steps = (64, 96, 2) if setting.small else (800, 1333, 10)
+    short, long, steps = (64, 96, 2) if setting.small else (800, 1333, 40)
     config = get_config().data
     config.update({"short": (short,), "long": long, "num_workers": setting.threads})
     with tempfile.TemporaryDirectory() as folder:
         files = _files(setting, Path(folder))
         records = prepare(load_coco(*files), Path(folder) / "records", progress=False)
         peer = (*files, short, long)
-        yield _batches(setting, records, config, peer, min(steps, len(records) // _BATCH))
+        yield _batches(setting, records, config, peer, steps)
         count = min(len(records), 4 if setting.small else 16)
         for number, stage in enumerate(peers_torch_data.STAGES):
             ours = _stage(records, config, number, count)
@@ -67,8 +67,9 @@ def _batches(setting: Setting, records: Any, config: Any, peer: tuple, steps: in
 def _loader(setting: Setting, peer: tuple, count: int) -> Callable:
     from torch.utils.data import DataLoader, Subset
 
+    pictures = peers_torch_data.CocoPictures(*peer)
     loader = DataLoader(
-        Subset(peers_torch_data.CocoPictures(*peer), range(count)),
+        Subset(pictures, [i % len(pictures) for i in range(count)]),
         _BATCH,
         num_workers=setting.threads,
         collate_fn=peers_torch_data.pad_and_stack,
