@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks import peers_torch
 from benchmarks.timing import Case, Setting, Skipped
 from benchmarks.train_step import CLASSES, SMALL, Fields
+from maskrcnn_jax import runtime
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.types import Detections
@@ -45,7 +46,7 @@ def program(
     sizes = np.tile(np.int32(hw), (batch, 1))
     args = jax.device_put((variables, peers_torch.pictures(batch, hw), sizes))
     step = jax.jit(lambda v, images, hw: mask_rcnn.forward_predict(model, v, images, hw))
-    return step.lower(*args).compile(), args
+    return step.lower(*args).compile(runtime.compiler_options()), args
 
 
 def _cases(setting: Setting, hw: tuple[int, int], batch: int) -> Iterator[Case | Skipped]:

@@ -140,9 +140,10 @@ def measure(args: argparse.Namespace) -> dict:
         runtime.shard_batch(synthetic_batch(rng, args.batch, args.height, args.width_px), mesh)
         for _ in range(4)
     ]
+    options = runtime.compiler_options()
     compiled = watch_compiling()
     started = time.perf_counter()
-    program = step.lower(state, batches[0]).compile()
+    program = step.lower(state, batches[0]).compile(options)
     compile_seconds = time.perf_counter() - started
     memory = program.memory_analysis()
     losses, blocks = [], []

@@ -72,7 +72,7 @@ def program(
     step = make_train_step(model, tx, schedule, trained, mesh)
     state = runtime.replicate(init_state(variables, tx, 0.0), mesh)
     args = (state, runtime.shard_batch(data, mesh))
-    return step.lower(*args).compile(), args
+    return step.lower(*args).compile(runtime.compiler_options()), args
 
 
 def torch_step(setting: Setting) -> Callable:
