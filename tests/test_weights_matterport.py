@@ -25,7 +25,10 @@ MODELS = [
 ONE = [name for name in MODELS if name == "resnet50_coco81"]
 
 
-@pytest.fixture(params=ONE or [pytest.param("", marks=pytest.mark.skip("no R50 manifest"))])
+@pytest.fixture(
+    scope="module",
+    params=ONE or [pytest.param("", marks=pytest.mark.skip("no R50 manifest"))],
+)
 def tensors(request):
     return peer_model.keras_tensors(request.param, num_classes=4)
 
