@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import peer_model
 import pytest
+import tiny_checkpoint
 import tiny_model
 from ml_collections import ConfigDict
 
@@ -165,11 +166,7 @@ def test_models_of_our_own():
     changes = {"rpn_convs": 1, "norm": "frozen", "head_norm": "none", "freeze_at": 2}
     changes |= {"depth": 50, "box_pool_size": 5, "anchor_ratios": (0.5, 1.0)}
     model = tiny_model.config(**changes).model
-    rng = np.random.default_rng(0)
-    flat = {
-        name: np.asarray(x) + rng.standard_normal(x.shape).astype(np.float32)
-        for name, x in importer.flatten(init_variables(tiny_model.model(**changes), 0)).items()
-    }
+    flat = importer.flatten(tiny_checkpoint.noise(model))
     names = {"names": list("abcde"), "category_ids": [1, 2, 3, 4, 5]}
     spec = exporter.spec_for("matterport", model.to_dict(), names)
     assert any(line.startswith("model.anchor_ratios:") for line in spec.warnings)
