@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, selection, targets
 from maskrcnn_jax.models.fpn import FPN
@@ -29,6 +29,7 @@ from maskrcnn_jax.models.roi_heads import BoxHead, MaskHead
 from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
+from maskrcnn_jax.ops.leading_rows import leading_rows
 from maskrcnn_jax.ops.roi_align import multilevel_roi_align
 from maskrcnn_jax.settings import STRIDES, Settings
 from maskrcnn_jax.types import Batch, Detections, Losses
@@ -83,10 +84,18 @@ class MaskRCNN(nn.Module):
         pyramid: dict[str, Float[Array, "B h w F"]],
         rois: Float[Array, "B R 4"],
         classes: Int[Array, "B R"],
+        count: Int[Array, ""] | None,
         train: bool,
     ) -> Float[Array, "B R T T"]:
-        """Mask logits of each roi for its class, in the frame of the roi."""
+        """Mask logits of each roi for its class, in the frame of the roi.
+
+        count: only so many rois of each image are wanted (see `_wanted_rows`); None: all.
+        """
         pooled = self._pool(pyramid, rois, self.settings.mask_pool_size)
+        if count is not None:
+            head, own = self.mask_head.unbind()
+            run = partial(_apply_to_rows, head, train)
+            return leading_rows(run, own, (pooled, classes), count)
         flat = pooled.reshape(-1, *pooled.shape[2:])
         logits = self.mask_head(flat, classes.reshape(-1), train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
@@ -96,7 +105,7 @@ class MaskRCNN(nn.Module):
         pyramid = self.features(images, image_hw, True)
         rois = jnp.broadcast_to(jnp.array([0.0, 0.0, 16.0, 16.0]), (images.shape[0], 1, 4))
         classes = jnp.zeros(rois.shape[:2], jnp.int32)
-        masks = self.masks(pyramid, rois, classes, True)
+        masks = self.masks(pyramid, rois, classes, None, True)
         return self.propose(pyramid), self.boxes(pyramid, rois, True), masks
 
     def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
@@ -183,7 +192,8 @@ def forward_train(
     num_fg = mask_goals.shape[1]
     class_logits, class_deltas = run(model.boxes, pyramid, samples.rois)
     fg_classes = jnp.where(samples.fg, samples.classes, 0)[:, :num_fg]
-    mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], fg_classes)
+    count = _wanted_rows(model, samples.fg, mesh)
+    mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], fg_classes, count)
 
     gather = jax.vmap(lambda x, i: x[i])
     rpn_cls, rpn_box = losses.rpn_losses(
@@ -253,7 +263,8 @@ def forward_predict(
     boxes, scores, classes, valid, num_dropped = select(
         proposals, class_logits, class_deltas, window
     )
-    masks = model.apply(variables, pyramid, boxes, classes, False, method=model.masks)
+    count = _wanted_rows(model, valid, mesh)
+    masks = model.apply(variables, pyramid, boxes, classes, count, False, method=model.masks)
     boxes = selection.from_convention(s, boxes)
     return Detections(boxes, scores, classes, valid, jax.nn.sigmoid(masks), num_dropped)
 
@@ -274,6 +285,24 @@ def _pool_per_device(model: MaskRCNN, mesh: Mesh | None) -> MaskRCNN:
         return _per_device(lambda *args: pool(*args, size), mesh)(levels, rois)
 
     return model.clone(pool=on_its_device)
+
+
+def _wanted_rows(
+    model: MaskRCNN, wanted: Bool[Array, "B R"], mesh: Mesh | None
+) -> Int[Array, ""] | None:
+    """The most rows that an image wants of the mask head, where computing no others pays.
+
+    That is on a CPU; None elsewhere, and where a norm takes its statistics over all rows. Wanted
+    rows come first.
+    """
+    is_one_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
+    if not is_one_cpu or model.mask_head.norm == "batch":
+        return None
+    return wanted.sum(1).max()
+
+
+def _apply_to_rows(head: nn.Module, train: bool, variables: Any, rows: tuple) -> Array:
+    return head.apply(variables, *rows, train)
 
 
 def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array) -> tuple:
