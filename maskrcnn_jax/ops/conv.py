@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -83,6 +84,8 @@ def _input_gradient(kernel: Array, g: Array, shape: tuple, strides: Pair, paddin
 
 def _kernel_gradient(x: Array, g: Array, shape: tuple, strides: Pair, padding: tuple) -> Array:
     """The input under the output's gradient: features are the batch, pictures the features."""
+    if shape[:2] == strides == (1, 1) and not np.any(padding):
+        return jax.lax.dot_general(x, g, (((0, 1, 2),) * 2, ((), ())))[None, None]
     sides = []
     for axis, (before, _) in enumerate(padding):
         extent = (g.shape[axis + 1] - 1) * strides[axis] + 1
