@@ -19,7 +19,7 @@ _ROWS = 32  # rows of all images in a block: enough for the fast kernels, few to
 def leading_rows(
     fn: Callable[[Any, Any], Array], params: Any, rows: Any, count: Int[Array, ""]
 ) -> Array:
-    """fn(params, rows) where it is asked for: [B, R, ...] of fn's [n, ...]; 0 behind the last block.
+    """fn(params, rows) of the blocks asked for: [B, R, ...] of fn's [n, ...]; 0 behind them.
 
     fn: a function of parameters and of a tree of [n, ...] arrays, row by row. rows: the tree, its
     arrays [B, R, ...]; the first `count` rows of each image are wanted. Differentiable in params
