@@ -135,11 +135,18 @@ def get_config() -> ml_collections.ConfigDict:
     # (pattern, factor): the first pattern found in a parameter's path decides.
     o.decay_rules = ((r"norm.*/(scale|bias)$", 0.0), (r".*", 1.0))
     o.lr_rules = ((r".*", 1.0),)  # factor 0 freezes
+    # (fraction of the steps, pattern): a parameter is frozen before the first stage whose pattern
+    # is found in its path; what no pattern finds stays frozen.
+    o.stages = ((0.0, r".*"),)
+    o.layer_decay = 1.0  # rate factor per block from the FPN (1) down to the stem
     o.clip_norm = 0.0  # global norm of the gradient; 0: no clipping
     o.ema_decay = 0.0  # 0: no average of the parameters; evaluation uses the average
 
     c.train = t = ml_collections.ConfigDict()
     t.num_steps = 90_000
+    # Passes over the training images: they set num_steps, and bound warmup_steps to a tenth of it,
+    # when the run begins; 0.0: num_steps as it is.
+    t.epochs = 0.0
     t.batch_size = 16  # global, over all devices and hosts
     t.accumulate = 1  # micro-batches per step
     t.seed = 0
@@ -169,5 +176,8 @@ def get_config() -> ml_collections.ConfigDict:
         True  # foreign weights bring their model fields, each printed; False: the config's
     )
     i.skip_heads = False  # leave class heads random where the weights have other classes
+    # "strict": other classes are refused; "match": class heads are taken by the classes' names,
+    # case ignored, new classes start at random; a run's model fields count as foreign ones do.
+    i.heads = "strict"
 
     return c
