@@ -16,6 +16,7 @@ from maskrcnn_jax import (
     preprocess,
     preprocess_matterport,
 )
+from maskrcnn_jax.errors import UserError
 
 HW = tuple[int, int]
 Window = tuple[float, float, float, float]
@@ -67,6 +68,12 @@ def _resize_and_pad(resize: Callable[[np.ndarray, HW], np.ndarray]) -> Callable:
 
 def _centre(hw: HW, short: int, long: int) -> Placement:
     """The picture in the middle of a square, the whole of which is picture to the model."""
+    if long % DIVISOR:
+        below = long - long % DIVISOR
+        raise UserError(
+            f"data.long_test={long}: data.resize_rule='matterport' makes it the side of the "
+            f"canvas, which must be a multiple of {DIVISOR}; set {below + DIVISOR}"
+        )
     size = preprocess_matterport.square_size(hw, short, long)
     window = preprocess_matterport.square_window(size, long)
     return Placement((long, long), (long, long), tuple(map(float, window)), fixed=True)
@@ -111,7 +118,7 @@ def place(hw: HW, rule: str, short: int, long: int) -> Placement:
     """Where a picture of size `hw` comes to lie.
 
     rule: of RESIZE_RULES. short, long: the shorter side is to become `short`, or less if the longer
-    one would exceed `long`.
+    one would exceed `long`. Raises UserError where `long` is a canvas that the FPN cannot add up.
     """
     return RESIZE_RULES[rule].place(hw, short, long)
 

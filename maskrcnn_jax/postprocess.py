@@ -43,9 +43,13 @@ def paste_mask(
     """
     x0, y0, x1, y1 = (float(v) for v in box)
     height, width = hw
-    top, rows = _axis_weights(y0, y1, height, mask.shape[0])
-    left, columns = _axis_weights(x0, x1, width, mask.shape[1])
-    return rows @ mask.astype(np.float32) @ columns.T, top, left
+    top, above, *row_weights = _axis_taps(y0, y1, height, mask.shape[0])
+    left, before, *column_weights = _axis_taps(x0, x1, width, mask.shape[1])
+    # Two cells an axis, not products: these would wait for the threads of BLAS. Each axis in turn
+    # is the first, whose lines lie whole in memory; columns last, as RLE goes down the columns.
+    cells = np.pad(mask.astype(np.float32), 1)
+    rows = _mix(cells, above, *row_weights)
+    return _mix(np.ascontiguousarray(rows.T), before, *column_weights).T, top, left
 
 
 def paste_binary(
@@ -135,20 +139,34 @@ def _grown(box: Float[np.ndarray, "4"], cells: int) -> Float[np.ndarray, "4"]:
     return np.concatenate([center - half, center + half])
 
 
-def _axis_weights(
+def _axis_taps(
     start: float, end: float, length: int, cells: int
-) -> tuple[int, Float[np.ndarray, "n S"]]:
-    """First pixel of the window on an axis, and the share of each mask cell in each pixel."""
+) -> tuple[int, Int[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """First pixel of the window on an axis; for each pixel the first of the two cells around its
+    centre, counted from the border before the mask, and the shares of both."""
     extent = end - start
     # Not `extent <= 0`: NaN must end here, too.
     if not 0 < extent < math.inf:
-        return 0, np.zeros((0, cells), np.float32)
+        return 0, np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32)
     margin = extent / (2 * cells)
     first = min(max(math.floor(start - margin), 0), length)
     last = min(max(math.ceil(end + margin), first), length)
     position = (np.arange(first, last) + 0.5 - start) / extent * cells - 0.5
-    distance = np.abs(position[:, None] - np.arange(cells))
-    return first, np.maximum(1 - distance, 0).astype(np.float32)
+    low = np.clip(np.floor(position), -1, cells - 1)
+    shares = (np.maximum(1 - np.abs(position - cell), 0) for cell in (low, low + 1))
+    return first, low.astype(np.int64) + 1, *(share.astype(np.float32) for share in shares)
+
+
+def _mix(
+    lines: Float[np.ndarray, "S m"],
+    first: Int[np.ndarray, " n"],
+    share: Float[np.ndarray, " n"],
+    next_share: Float[np.ndarray, " n"],
+) -> Float[np.ndarray, "n m"]:
+    """Weighted sums of the lines `first` and the ones after them."""
+    mixed = lines[first] * share[:, None]
+    mixed += lines[first + 1] * next_share[:, None]
+    return mixed
 
 
 def _column_runs(

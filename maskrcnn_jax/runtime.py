@@ -1,5 +1,6 @@
 """The machine: devices, mesh, hosts, compilation cache, and what compiled programs will need."""
 
+import functools
 import os
 import shutil
 import time
@@ -14,6 +15,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maskrcnn_jax.errors import UserError
+
+# YNNPACK takes three times as long as Eigen for the gradient of a 3x3 kernel; only single matrix
+# products are left to it (benchmarks/NOTES.md).
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
 
 def start(compile_cache: str, deterministic: bool) -> None:
@@ -136,6 +141,22 @@ def gather_bytes(data: bytes) -> list[bytes]:
     return [rows[i, :n].tobytes() for i, n in enumerate(lengths)]
 
 
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """What to compile the model with: XLA's own choices, except where they are slow.
+
+    Empty on accelerators, where this XLA has no such option, and where XLA_FLAGS sets it.
+    """
+    name = next(iter(_CPU_OPTIONS))
+    if jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=_CPU_OPTIONS)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return _CPU_OPTIONS
+
+
 class Programs:
     """Compiles a jitted function once per canvas, ahead of its first use, and says so."""
 
@@ -154,7 +175,7 @@ class Programs:
         """The program for a canvas, compiled for arguments like these on first use."""
         if canvas not in self._compiled:
             started = time.perf_counter()
-            program = self._jitted.lower(*args).compile()
+            program = self._jitted.lower(*args).compile(compiler_options())
             seconds = time.perf_counter() - started
             self._say(
                 f"compiled the {self._name} for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"

@@ -3,8 +3,12 @@
 import json
 
 import jax
+import numpy as np
+import pytest
 
-from benchmarks import train_step
+from benchmarks import evaluation, run, timing, train_step
+from benchmarks.timing import Case, Figures, Skipped
+from maskrcnn_jax import results
 
 
 def test_training_step_benchmark(tmp_path):
@@ -14,3 +18,70 @@ def test_training_step_benchmark(tmp_path):
     assert figures["all_finite"] and figures["steps"] == 3
     assert figures["compiled_programs"] == 1
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
+
+
+SUBJECTS = {
+    "inference,train_step": 3,
+    "roi_align,nms,matching,paste": 7,
+    "input,coco_eval": 5 + len(results.engines()),
+}
+
+
+@pytest.mark.parametrize("what", SUBJECTS)
+def test_subjects_run_and_are_written(tmp_path, what):
+    path = tmp_path / "results" / "report.json"
+    report = run.main(["--small", "--rounds", "2", "--what", what, "--json", str(path)])
+    assert json.loads(path.read_text()) == report
+    assert list(path.parent.iterdir()) == [path]
+    assert len(report["results"]) == SUBJECTS[what]
+    for found in report["results"]:
+        assert found["rounds"] == 2 and set(found["seconds"]) == {"ours", *found["ratio"]}
+
+
+def test_absent_peer_and_absent_package_are_named(tmp_path, monkeypatch, capsys):
+    def lacks(setting):
+        raise ImportError("No module named 'tensorflow'")
+
+    monkeypatch.setattr("benchmarks.operations.nms", lacks)
+    monkeypatch.setattr("benchmarks.peers_torch.require", lambda name, threads: lacks(None))
+    report = run.main(["--small", "--what", "nms", "--json", str(tmp_path / "report.json")])
+    assert report["skipped"] == dict.fromkeys(
+        ("torchvision", "detectron2"), "No module named 'tensorflow'"
+    )
+    assert report["results"] == [{"case": "nms", "skipped": "No module named 'tensorflow'"}]
+    assert "nms      skipped: No module named 'tensorflow'" in capsys.readouterr().out
+
+
+def test_unknown_subject_is_refused():
+    with pytest.raises(SystemExit, match="no subject flop; there are inference, train_step"):
+        run.main(["--what", "flop"])
+
+
+def test_calls_alternate_and_ratios_are_of_the_same_round(monkeypatch):
+    calls, clock = [], iter(range(0, 1000))
+    monkeypatch.setattr("time.perf_counter", lambda: sum(next(clock) for _ in range(len(calls))))
+    case = Case("x", lambda: calls.append("ours"), {"peer": lambda: calls.append("peer")}, images=4)
+    found = timing.measure(case, rounds=3, warm_up=2)
+    assert calls == ["ours"] * 2 + ["peer"] * 2 + ["ours", "peer"] * 3
+    median, low, high = found["ratio"]["peer"]
+    assert low <= median <= high
+    assert found["images_per_second"]["ours"] == 4 / found["seconds"]["ours"]
+
+
+def test_table_tells_figures_notes_and_gaps():
+    entries = [
+        timing.measure(Figures("memory", {"peak, MiB": 12.345678}, note="of this process"), 5),
+        timing.measure(Skipped("input", "no module"), 5),
+    ]
+    assert timing.rows(entries) == [
+        ["memory: peak, MiB", "12.35", "", ""],
+        ["", "", "of this process", ""],
+        ["input", "", "skipped: no module", ""],
+    ]
+
+
+def test_evaluation_scenes_are_matched_in_part():
+    truth, found = evaluation.scenes(12)
+    metrics = results.evaluate_coco(truth, found, engine="pycocotools").metrics
+    assert 0.05 < metrics["bbox/AP"] < metrics["bbox/AP50"] < 1
+    assert np.isfinite(list(metrics.values())).all()

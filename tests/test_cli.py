@@ -308,6 +308,32 @@ def frozen(tmp_path_factory):
     return tiny_checkpoint.make(tmp_path_factory.mktemp("frozen") / "run", **fields)
 
 
+@pytest.fixture(scope="module")
+def bottlenecks(tmp_path_factory):
+    """A checkpoint of a depth that Matterport has."""
+    fields = {"depth": 50, "norm": "frozen", "head_norm": "none", "freeze_at": 2}
+    folder = tmp_path_factory.mktemp("bottlenecks") / "run"
+    return tiny_checkpoint.make(folder, is_noise=True, **fields)
+
+
+def test_weights_go_to_matterport_and_back(bottlenecks, tmp_path, capsys):
+    argv = ["export", bottlenecks, tmp_path / "weights", "--to", "matterport"]
+    status, text, err = maskrcnn(capsys, *argv)
+    assert status == 0 and "384 tensors for matterport" in text, err
+    assert "model.roi_pool: 'crop' in matterport, 'align' here" in text
+    status, text, err = maskrcnn(
+        capsys, "import-weights", tmp_path / "weights.h5", tmp_path / "back"
+    )
+    assert status == 0 and "family   matterport" in text and "classes  5" in text, err
+    before, after = (checkpoint.load_variables(f)[0] for f in (bottlenecks, tmp_path / "back"))
+    # Through a variance of 1 - 1e-3, which float32 has not exactly.
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, before, after)
+    again = tmp_path / "again.h5"
+    assert maskrcnn(capsys, "export", tmp_path / "back", again, "--to", "matterport")[0] == 0
+    assert again.read_bytes() == (tmp_path / "weights.h5").read_bytes()
+
+
 @pytest.mark.parametrize("program", ["detectron2", "torchvision"])
 @pytest.mark.parametrize("kind", ["pth", "pkl", "safetensors"])
 def test_weights_go_to_other_programs_and_back(frozen, tmp_path, capsys, program, kind):
@@ -337,6 +363,9 @@ def test_the_mistakes_of_import_and_export(frozen, tmp_path_factory, tmp_path, c
         (["export", "gone", tmp_path / "a.pth", "--to", "detectron2"], "gone"),
         (["export", frozen, tmp_path / "a.pth", "--to", "mmdetection"], "mmdetection"),
         (["export", group, tmp_path / "a.pth", "--to", "detectron2"], "the model has no"),
+        (["export", frozen, tmp_path / "a.pth", "--to", "matterport"], "end with .h5"),
+        (["export", frozen, tmp_path / "a.h5", "--to", "detectron2"], "end with .pth, .pkl"),
+        (["export", frozen, tmp_path / "a.h5", "--to", "matterport"], "depth=50"),
     ]
     (tmp_path / "b.pkl").write_bytes(b"mine")
     cases.append((["export", frozen, tmp_path / "b.pkl", "--to", "detectron2"], "--overwrite"))

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from maskrcnn_jax import conventions, postprocess
+from maskrcnn_jax.errors import UserError
 
 
 def test_torchvision_s_masks_are_true_above_the_threshold():
@@ -52,6 +53,25 @@ def test_the_picture_fills_its_window_of_any_canvas(rule):
         assert (pixels[y0:y1, x0:x1] == 200).all()
         assert pixels.sum() == 200 * 3 * (y1 - y0) * (x1 - x0)
         assert placement == conventions.place((30, 50), rule, 60, 120)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([32, 256, 1024]))
+def test_a_square_holds_the_picture_in_its_middle(height, width, side):
+    placement = conventions.place((height, width), "matterport", side, side)
+    x0, y0, x1, y1 = placement.window
+    assert placement.canvas == placement.image_hw == (side, side)
+    assert 0 <= x0 < x1 <= side and 0 <= y0 < y1 <= side
+    assert 0 <= side - x1 - x0 <= 1 and 0 <= side - y1 - y0 <= 1
+    whole = np.array([placement.window], np.float32)
+    back, _ = conventions.boxes_to_image(whole, placement.window, (height, width), "matterport")
+    assert (back >= 0).all() and (back[0, 2:] <= [width, height]).all()
+    if min(x1 - x0, y1 - y0) > 1:  # Matterport itself divides one pixel by zero
+        np.testing.assert_array_equal(back, [[0, 0, width, height]])
+
+
+def test_a_square_that_the_model_cannot_take_is_refused():
+    with pytest.raises(UserError, match=r"data.long_test=1000: .*set 1024"):
+        conventions.place((480, 640), "matterport", 800, 1000)
 
 
 def test_the_pillow_rule_is_pillow():

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import golden_sets
+import h5py
+import jax
+import ml_dtypes
 import numpy as np
 import peer_model
 import pytest
+import tiny_checkpoint
+import tiny_model
 from ml_collections import ConfigDict
 
 from maskrcnn_jax.errors import UserError
@@ -17,7 +22,6 @@ from maskrcnn_jax.weights.readers import Source
 MODELS = [
     path.stem.removeprefix("manifest_")
     for path in golden_sets.find("matterport", "manifest_*.json")
-    if "_training" not in path.stem
 ]
 ONE = [name for name in MODELS if name == "resnet50_coco81"]
 
@@ -69,6 +73,125 @@ def test_a_file_as_keras_writes_it(tmp_path):
     imported = importer.import_weights(tmp_path / "weights.h5")
     assert imported.spec.num_classes == 2 and imported.spec.class_names is None
     assert imported.spec.model["depth"] == 50
+
+
+@pytest.mark.parametrize(
+    "name", MODELS or [pytest.param("", marks=pytest.mark.skip("no manifests"))]
+)
+def test_a_file_comes_back_as_keras_writes_it(name, tmp_path):
+    """From and to .h5: names, order and attributes are those of Matterport's own file."""
+    manifest = peer_model.manifest(name, "matterport")
+    manifest["layers"] = [layer for layer in manifest["layers"] if layer["weights"]]
+    make = peer_model.script("matterport", "make_weights")
+    make.write(manifest, tmp_path / "theirs.h5", 4)
+    imported = importer.import_weights(tmp_path / "theirs.h5")
+    exporter.save(
+        exporter.export(imported.variables, imported.spec, imported.originals),
+        tmp_path / "ours.h5",
+    )
+    with h5py.File(tmp_path / "theirs.h5") as theirs, h5py.File(tmp_path / "ours.h5") as ours:
+        # Bytes of fixed length, which Keras 2 decodes whatever h5py it has.
+        assert ours.attrs["layer_names"].dtype.kind == "S"
+        groups = [group.decode() for group in ours.attrs["layer_names"]]
+        expected = [layer["name"] for layer in manifest["layers"]]
+        # A training model has the heads in another order; it reads files of models by name.
+        if manifest["mode"] == "inference":
+            assert groups == expected
+        assert sorted(groups) == sorted(expected) == sorted(ours)
+        assert ours.attrs["backend"].decode() == manifest["backend"]
+        assert ours.attrs["keras_version"].decode() == manifest["keras_version"]
+        for layer in manifest["layers"]:
+            group = ours[layer["name"]]
+            weights = [w.get("canonical", w["name"]) for w in layer["weights"]]
+            assert [weight.decode() for weight in group.attrs["weight_names"]] == weights
+            for weight, own in zip(weights, layer["weights"], strict=True):
+                x = theirs[layer["name"]][own["name"]][()]
+                assert importer.same_bits(group[weight][()], x), weight
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_keras_itself_loads_an_exported_file(tensors, tmp_path, monkeypatch, by_name):
+    """Its layers get their weights, those of the nested model too, and compute what ours do."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    imported = importer.import_weights(source(tensors))
+    exported = exporter.export(imported.variables, imported.spec)  # no originals: neutral norms
+    parts = ("conv1/", "bn_conv1/", "rpn_")
+    exported = {name: x for name, x in exported.items() if name.startswith(parts)}
+    exporter.save(exported, tmp_path / "part.h5")
+
+    conv = keras.layers.Conv2D
+    image, features = keras.Input((16, 16, 3)), keras.Input((4, 4, 256))
+    normed = keras.layers.BatchNormalization(epsilon=1e-3, name="bn_conv1")(
+        conv(64, 7, strides=2, name="conv1")(image)
+    )
+    inner = keras.Input((4, 4, 256))
+    shared = conv(512, 3, padding="same", activation="relu", name="rpn_conv_shared")(inner)
+    pairs, deltas = conv(6, 1, name="rpn_class_raw"), conv(12, 1, name="rpn_bbox_pred")
+    rpn = keras.Model(inner, [pairs(shared), deltas(shared)], name="rpn_model")
+    model = keras.Model([image, features], [normed, *rpn(features)])
+    model.load_weights(tmp_path / "part.h5", by_name=by_name)
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 16, 16, 3)).astype(np.float32)
+    y = rng.standard_normal((1, 4, 4, 256)).astype(np.float32)
+    theirs, pairs, deltas = (np.asarray(out) for out in model.predict([x, y], verbose=0))
+    variables = imported.variables
+    kernel = variables["params"]["backbone"]["stem"]["conv"]["kernel"]
+    norm = variables["batch_stats"]["backbone"]["stem"]["norm"]
+    ours = convolve(x, kernel, 2, "VALID") * norm["scale"] + norm["bias"]
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4)
+    head = variables["params"]["rpn_head"]
+    shared = np.maximum(with_bias(y, head["conv1"]["conv"]), 0)
+    objectness = with_bias(shared, head["objectness"])
+    np.testing.assert_allclose(pairs[..., 1::2] - pairs[..., ::2], objectness, atol=1e-4)
+    dx, dy, dw, dh = np.moveaxis(with_bias(shared, head["deltas"]).reshape(4, 4, 3, 4), -1, 0)
+    ours = np.stack([dy, dx, dh, dw], -1).reshape(1, 4, 4, 12)
+    np.testing.assert_allclose(deltas, ours, atol=1e-4)
+
+
+def convolve(x, kernel, stride=1, padding="SAME"):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=layout
+    )
+
+
+def with_bias(x, layer):
+    return np.asarray(convolve(x, layer["kernel"]) + layer["bias"])
+
+
+def test_models_of_our_own():
+    """Without an import behind it: other pooled sides, ratios and conventions; what is refused."""
+    changes = {"rpn_convs": 1, "norm": "frozen", "head_norm": "none", "freeze_at": 2}
+    changes |= {"depth": 50, "box_pool_size": 5, "anchor_ratios": (0.5, 1.0)}
+    model = tiny_model.config(**changes).model
+    flat = importer.flatten(tiny_checkpoint.noise(model))
+    names = {"names": list("abcde"), "category_ids": [1, 2, 3, 4, 5]}
+    spec = exporter.spec_for("matterport", model.to_dict(), names)
+    assert any(line.startswith("model.anchor_ratios:") for line in spec.warnings)
+    out = exporter.export(importer.unflatten(flat), spec)
+    assert out["mrcnn_class_conv1/kernel"].shape == (5, 5, 16, 32)
+    assert out["rpn_class_raw/kernel"].shape == (1, 1, 16, 4)
+    assert matterport.describe(out).model["box_pool_size"] == 5
+    for rule in matterport.rules(spec):
+        again = rule.forward(*(out[name] for name in rule.sources))
+        for path, x in zip(rule.targets, again, strict=True):
+            np.testing.assert_allclose(x, flat[path], rtol=3e-6, atol=1e-6, err_msg=path)
+    for change in ({"depth": 18}, {"box_fcs": 1}, {"rpn_convs": 2}):
+        with pytest.raises(UserError, match=f"{next(iter(change))}="):
+            exporter.spec_for("matterport", model.to_dict() | change, names)
+
+
+def test_what_is_no_keras_file(tmp_path):
+    for tensors, message in (
+        ({"backbone.fpn_lateral2.weight": np.zeros(3, np.float32)}, "layer/weight"),
+        ({"a/b/c": np.zeros(3, np.float32)}, "layer/weight"),
+        ({"conv1/kernel": np.zeros(3, ml_dtypes.bfloat16)}, "bfloat16"),
+    ):
+        with pytest.raises(UserError, match=message):
+            exporter.save(tensors, tmp_path / "x.h5")
+    assert not list(tmp_path.iterdir())
 
 
 def test_frozen_norms_and_biases(tensors):

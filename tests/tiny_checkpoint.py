@@ -8,6 +8,7 @@ import tiny_model
 from PIL import Image
 
 from maskrcnn_jax import checkpoint, train_step
+from maskrcnn_jax.weights import importer
 
 NAMES = ["cat", "dog", "owl", "big fox", "a/b"]
 CATEGORY_IDS = [3, 7, 90, 4, 1]
@@ -17,17 +18,22 @@ def make(
     workdir: Path,
     size: tuple[int, int] = (64, 96),
     rules: tuple[str, str] = ("pillow", "detectron2"),
+    is_noise: bool = False,
     **fields,
 ) -> Path:
     """Saves the checkpoint of step 0 in a new workdir.
 
-    size: short_test and long_test. rules: of resizing and pasting. Keyword arguments are model
+    size: short_test and long_test. rules: of resizing and pasting. is_noise: variables of the right
+    shapes for the price of no compilation, to look at and not to run. Keyword arguments are model
     fields.
     """
     config = tiny_model.config(**fields)
     config.data.short_test, config.data.long_test = size
     config.data.resize_rule, config.eval.paste_rule = rules
-    variables = train_step.init_variables(tiny_model.model(**fields), 0)
+    if is_noise:
+        variables = noise(config.model)
+    else:
+        variables = train_step.init_variables(tiny_model.model(**fields), 0)
     meta = {
         "step": 0,
         "score": None,
@@ -39,6 +45,14 @@ def make(
     store.save(0, variables, meta)
     store.close()
     return workdir
+
+
+def noise(model_config) -> dict:
+    """Normal numbers around 1 in place of a model's variables."""
+    shapes = importer.model_shapes(model_config, tiny_model.CLASSES)
+    rng = np.random.default_rng(0)
+    flat = {path: np.float32(1 + rng.standard_normal(shape)) for path, shape in shapes.items()}
+    return importer.unflatten(flat)
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

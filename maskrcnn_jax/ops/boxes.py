@@ -41,10 +41,13 @@ def pairwise_iou(a: Float[Array, "*b N 4"], b: Float[Array, "*b M 4"]) -> Float[
     0 where the boxes do not overlap, empty and non-finite ones included: the result is finite for
     every input.
     """
-    low = jnp.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    high = jnp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    sides = jnp.maximum(high - low, 0.0)
-    inter = sides[..., 0] * sides[..., 1]
+    # Each axis by itself: pairs of numbers would keep a CPU from computing several boxes at once.
+    width, height = (
+        jnp.minimum(a[..., :, None, axis + 2], b[..., None, :, axis + 2])
+        - jnp.maximum(a[..., :, None, axis], b[..., None, :, axis])
+        for axis in (0, 1)
+    )
+    inter = jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
     union = area(a)[..., :, None] + area(b)[..., None, :] - inter
     overlap = (inter > 0) & (union < jnp.inf)
     return jnp.where(overlap, inter / jnp.where(overlap, union, 1.0), 0.0)

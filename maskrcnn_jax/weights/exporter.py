@@ -1,4 +1,4 @@
-"""From our variables to a checkpoint of Detectron2 or torchvision: train here, deploy there."""
+"""From our variables to a checkpoint of another program: train here, deploy there."""
 
 import os
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ WRITERS = {
     ".pkl": writers.write_detectron2,
     ".pth": writers.write_torch,
     ".safetensors": writers.write_safetensors,
+    ".h5": writers.write_keras,
 }
 
 
@@ -55,9 +56,10 @@ def export(
 def spec_for(family: str, model: Mapping[str, Any], classes: Mapping[str, Any]) -> Spec:
     """The Spec under which a model of our own is exported.
 
-    family: "detectron2" or "torchvision". model: its complete `model` group. classes: {"names",
-    "category_ids"}. The Spec's warnings name the fields in which the peer's own model differs: the
-    user has to set these there. Raises UserError for architectures that the peer does not have.
+    family: "detectron2", "torchvision" or "matterport". model: its complete `model` group.
+    classes: {"names", "category_ids"}. The Spec's warnings name the fields in which the peer's own
+    model differs: the user has to set these there. Raises UserError for architectures that the peer
+    does not have.
     """
     variants = {
         "detectron2": [("model", "detectron2", {"rpn_convs": 1, "box_convs": 0})],
@@ -65,13 +67,17 @@ def spec_for(family: str, model: Mapping[str, Any], classes: Mapping[str, Any]) 
             ("v1_trained", "torchvision_v1", {"box_convs": 0, "box_fcs": 2}),
             ("v2", "torchvision_v2", {"box_fcs": 1}),
         ],
+        "matterport": [
+            ("model", "matterport", {"depth": depth, "rpn_convs": 1, "box_convs": 0, "box_fcs": 2})
+            for depth in (50, 101)
+        ],
     }
     if family not in variants:
         raise UserError(f"export to {family!r}: choose one of {tuple(variants)}")
     fits = [v for v in variants[family] if all(model[f] == x for f, x in v[2].items())]
     if not fits:
         forms = [", ".join(f"{f}={x}" for f, x in v[2].items()) for v in variants[family]]
-        ours = {f: model[f] for f in ("rpn_convs", "box_convs", "box_fcs")}
+        ours = {f: model[f] for f in dict.fromkeys(f for v in variants[family] for f in v[2])}
         raise UserError(f"export to {family}: its model has {' or '.join(forms)}, ours {ours}")
     variant, preset, _ = fits[0]
     theirs = PRESETS[preset]["model"]
@@ -93,7 +99,7 @@ def spec_for(family: str, model: Mapping[str, Any], classes: Mapping[str, Any]) 
 
 
 def save(tensors: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Writes .pth (torch's zip format), .pkl (Detectron2's zoo format) or .safetensors.
+    """Writes .pth (torch's zip format), .pkl (Detectron2's zoo), .safetensors or .h5 (Keras 2).
 
     Atomic: whole or not at all. Raises UserError for other endings.
     """

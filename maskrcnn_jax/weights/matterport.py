@@ -20,7 +20,7 @@ _EPS = 1e-3
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 _BRANCHES = {"conv1": "2a", "conv2": "2b", "conv3": "2c", "shortcut": "1"}
 _SWAP = (1, 0, 3, 2)  # (dy, dx, dh, dw) to (dx, dy, dw, dh) and back
-_ANCHORS = 3  # ratios, one scale a level
+_SIDE = 7  # of Matterport's pooled rois
 
 
 def recognises(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -57,14 +57,15 @@ def describe(tensors: Mapping[str, np.ndarray]) -> Spec:
 
 
 def rules(spec: Spec) -> list[Rule]:
-    """One rule per layer, from their names to our paths."""
-    found = []
-    for unit in resnets.units(spec.model["depth"]):
-        path = f"backbone/{unit.path}"
-        found.append(_same(f"{_conv(unit)}/kernel", f"params/{path}/conv/kernel"))
-        found.append(_frozen(_conv(unit), _norm(unit), f"batch_stats/{path}/norm"))
-    for level in (2, 3, 4, 5):
+    """One rule per layer, from their names to our paths.
+
+    In the order of the layers of Keras's model, which an exported file has to keep: without
+    `by_name`, Keras fills its layers one after another.
+    """
+    found = _backbone(spec.model["depth"])
+    for level in (5, 4, 3, 2):
         found += _plain(f"fpn_c{level}p{level}", f"params/fpn/lateral{level}/conv")
+    for level in (5, 2, 3, 4):
         found += _plain(f"fpn_p{level}", f"params/fpn/output{level}/conv")
     found += _plain("rpn_conv_shared", "params/rpn_head/conv1/conv")
     found += [_objectness(end) for end in ("kernel", "bias")]
@@ -72,9 +73,9 @@ def rules(spec: Spec) -> list[Rule]:
         _reordered(f"rpn_bbox_pred/{end}", f"params/rpn_head/deltas/{end}", 0)
         for end in ("kernel", "bias")
     ]
-    for i in (1, 2):
+    for i, side in enumerate((spec.model.get("box_pool_size", _SIDE), 1), 1):
         found.append(
-            _folded(f"mrcnn_class_conv{i}", f"mrcnn_class_bn{i}", f"params/box_head/fc{i}", True)
+            _folded(f"mrcnn_class_conv{i}", f"mrcnn_class_bn{i}", f"params/box_head/fc{i}", side)
         )
     found += [
         rule
@@ -91,7 +92,7 @@ def rules(spec: Spec) -> list[Rule]:
     ]
     for i in range(1, spec.model["mask_convs"] + 1):
         path = f"params/mask_head/conv{i}/conv"
-        found.append(_folded(f"mrcnn_mask_conv{i}", f"mrcnn_mask_bn{i}", path, False))
+        found.append(_folded(f"mrcnn_mask_conv{i}", f"mrcnn_mask_bn{i}", path))
     found.append(
         layout.single(
             "mrcnn_mask_deconv/kernel",
@@ -102,6 +103,19 @@ def rules(spec: Spec) -> list[Rule]:
     )
     found.append(_same("mrcnn_mask_deconv/bias", "params/mask_head/deconv/bias"))
     return found + [_masks("kernel"), _masks("bias")]
+
+
+def _backbone(depth: int) -> list[Rule]:
+    found: list[Rule] = []
+    for unit in resnets.units(depth):
+        path = f"backbone/{unit.path}"
+        kernel = _same(f"{_conv(unit)}/kernel", f"params/{path}/conv/kernel")
+        norm = _frozen(_conv(unit), _norm(unit), f"batch_stats/{path}/norm")
+        if unit.layer == "shortcut":  # Keras has both convolutions of a sum before their norms
+            found[-1:] = [kernel, found[-1], norm]
+        else:
+            found += [kernel, norm]
+    return found
 
 
 def _conv(unit: resnets.Unit) -> str:
@@ -152,10 +166,11 @@ def _frozen(conv: str, norm: str, target: str) -> Rule:
     return Rule(names, (f"{target}/scale", f"{target}/bias"), forward, backward)
 
 
-def _folded(conv: str, norm: str, target: str, is_dense: bool) -> Rule:
+def _folded(conv: str, norm: str, target: str, side: int = 0) -> Rule:
     """A convolution with a bias and the norm behind it become one with a bias.
 
-    is_dense: it covers its whole input, and so is our dense layer on the flattened pixels.
+    side: of a convolution that covers its whole input of that side, and so is our dense layer on
+    the flattened cells; 0: a convolution with us, too.
     """
     names = (f"{conv}/kernel", f"{conv}/bias", *(f"{norm}/{end}" for end in _NORM))
 
@@ -164,29 +179,23 @@ def _folded(conv: str, norm: str, target: str, is_dense: bool) -> Rule:
         scale, shift = _affine(*norm)
         folded = float32(float64(kernel) * scale)
         bias = float32(shift + float64(offset) * scale)
-        return folded.reshape(-1, folded.shape[-1]) if is_dense else folded, bias
+        return folded.reshape(-1, folded.shape[-1]) if side else folded, bias
 
     def backward(kernel: np.ndarray, bias: np.ndarray, like: Arrays | None = None) -> Arrays:
         if like is None:
             offset, mean, var = _neutral(bias)
-            gamma, side = np.ones_like(bias), _pooled_side(conv) if is_dense else 0
+            gamma = np.ones_like(bias)
         else:
             offset, gamma, _, mean, var = like[1:]
             # A channel that the norm had switched off gets a weight that lets it pass.
             gamma = float32(np.where(gamma == 0, np.sqrt(float64(var) + _EPS), gamma))
-            side = like[0].shape[0]
         scale = float64(gamma) / np.sqrt(float64(var) + _EPS)
         beta = float32(float64(bias) - (float64(offset) - float64(mean)) * scale)
-        shape = (side, side, -1, kernel.shape[-1]) if is_dense else kernel.shape
+        shape = (side, side, -1, kernel.shape[-1]) if side else kernel.shape
         plain = float32(float64(kernel) / scale).reshape(shape)
         return plain, offset, gamma, beta, mean, var
 
     return Rule(names, (f"{target}/kernel", f"{target}/bias"), forward, backward)
-
-
-def _pooled_side(conv: str) -> int:
-    """7 for the first dense layer, which sees 7 x 7 cells, 1 for the second."""
-    return 7 if conv.endswith("conv1") else 1
 
 
 def _affine(
@@ -205,13 +214,13 @@ def _objectness(end: str) -> Rule:
     """The softmax of (background, object) is the sigmoid of their difference."""
 
     def forward(x: np.ndarray) -> Arrays:
-        pairs = float64(x).reshape(*x.shape[:-1], _ANCHORS, 2)
+        pairs = float64(x).reshape(*x.shape[:-1], -1, 2)
         return (float32(pairs[..., 1] - pairs[..., 0]),)
 
     def backward(x: np.ndarray, like: Arrays | None = None) -> Arrays:
         background = np.zeros_like(x) if like is None else like[0].reshape(*x.shape, 2)[..., 0]
         pairs = np.stack([background, float32(float64(background) + x)], -1)
-        return (pairs.reshape(*x.shape[:-1], 2 * _ANCHORS),)
+        return (pairs.reshape(*x.shape[:-1], 2 * x.shape[-1]),)
 
     source, target = f"rpn_class_raw/{end}", f"params/rpn_head/objectness/{end}"
     return Rule((source,), (target,), forward, backward)

@@ -29,6 +29,9 @@ STORAGES = {
     "bool": "BoolStorage",
 }
 
+# Matterport's RPN is a model inside its model: Keras has such a one's layers in one group.
+KERAS_NESTED = dict.fromkeys(("rpn_conv_shared", "rpn_class_raw", "rpn_bbox_pred"), "rpn_model")
+
 
 def write_torch(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """A state dict in torch's zip format, for `torch.load(path, weights_only=True)`."""
@@ -62,6 +65,43 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
             f'{path}: .safetensors needs a package: pip install "maskrcnn_jax[weights]"'
         ) from error
     save_file({name: _contiguous(x) for name, x in tensors.items()}, path)
+
+
+def write_keras(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Keras 2's HDF5 of names '<layer>/<weight>', laid out as `model.save_weights` does.
+
+    Layers and weights keep their order. Layers without weights are left out: Keras passes over
+    them. Raises UserError for other names, for types that HDF5 lacks, and without h5py.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(
+            f'{path}: .h5 needs a package: pip install "maskrcnn_jax[weights]"'
+        ) from error
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for name, x in tensors.items():
+        layer, slash, weight = name.partition("/")
+        if not (layer and slash and weight) or "/" in weight:
+            raise UserError(f"{name}: Keras names its weights 'layer/weight'; write .pth")
+        if x.dtype.isbuiltin == 2:
+            raise UserError(f"{name}: HDF5 knows no {x.dtype}; write .pth or .safetensors")
+        groups.setdefault(KERAS_NESTED.get(layer, layer), {})[f"{name}:0"] = _contiguous(x)
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = _fixed(groups)
+        # Without these two Keras would turn the kernels, as of Theano or of Keras 1.
+        file.attrs["backend"] = np.bytes_(b"tensorflow")
+        file.attrs["keras_version"] = np.bytes_(b"2.2.5")
+        for name, weights in groups.items():
+            group = file.create_group(name)
+            group.attrs["weight_names"] = _fixed(weights)
+            for weight, x in weights.items():
+                group.create_dataset(weight, data=x)
+
+
+def _fixed(names: Iterable[str]) -> np.ndarray:
+    """Texts of fixed length: Keras 2 decodes bytes, and h5py 3 makes str of those of any length."""
+    return np.array([name.encode() for name in names], "S")
 
 
 def _store(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
