@@ -80,7 +80,7 @@ NOT_NEGATIVE = (
     *_fields("model", "rpn_min_size box_min_size roi_level_eps delta_clamp"),
     *_fields("data", "limit num_workers"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
-    *_fields("train", "seed early_stop epochs"),
+    *_fields("train", "seed early_stop epochs min_steps"),
     *_fields("eval", "every num_pictures"),
 )
 FRACTIONS = (
