@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,12 +14,21 @@ from maskrcnn_jax.weights.importer import Imported
 HEADER = ["", "parameters", "of"]
 _NAMED = 30  # so many classes are listed, and of more the number
 
-# Class heads: values per class and values behind them (the background), on the last axis.
-_LAYOUTS = {"cls_score": (1, 1), "bbox_pred": (4, 0), "predictor": (1, 0)}
-_CLASS_HEAD = re.compile(r"/(cls_score|bbox_pred)/|mask_head/(predictor)_")
+_CLASS_HEAD = re.compile(r"/(cls_score|bbox_pred)/|/mask_head\w*/(predictor)[_/]")
 
 # For each class of the data the index of the class whose rows it takes; None: random.
 Sources = list[int | None]
+
+
+class Layout(NamedTuple):
+    """How the last axis of a class head is laid out, in each of its cells (of an MLP's mask)."""
+
+    per_class: int  # values of a class, side by side
+    extra: int  # values behind those of the classes: the background's
+
+    def end(self, num_classes: int) -> int:
+        """Values of a cell."""
+        return num_classes * self.per_class + self.extra
 
 
 def take(
@@ -33,28 +42,29 @@ def take(
     """
     sources, lines = match_classes(imported, names)
     have, wanted = importer.flatten(imported.variables), importer.flatten(variables)
-    num_theirs = len(imported.classes["names"])
-    heads = _class_heads(have, wanted, num_theirs, len(names))
+    theirs = imported.classes["names"]
+    heads = _class_heads(imported, have, wanted, len(names))
     mapped = {
-        path: map_rows(have[path], np.asarray(wanted[path]), sources, layout, num_theirs)
+        path: map_rows(have[path], np.asarray(wanted[path]), sources, layout, len(theirs))
         for path, layout in heads.items()
     }
     matched = replace(imported, variables=importer.unflatten({**have, **mapped}))
     filled, left = importer.fill(variables, matched, skip_heads=True)
     lines += [line for line in left if "of other classes" in line]
 
-    sizes = {p: x.size for p, x in wanted.items() if p.startswith("params/")}
-    loaded = [p for p in sizes if p in have and p not in heads]
-    absent = [p for p in sizes if p not in have]
-    rows = [_row("loaded", sum(sizes[p] for p in loaded), _parts(loaded))]
+    sizes = {path: x.size for path, x in wanted.items() if path.startswith("params/")}
+    loaded = [path for path in sizes if path in have and path not in heads]
+    absent = [path for path in sizes if path not in have]
+    rows = [_row("loaded", sum(sizes[path] for path in loaded), _parts(loaded))]
     if heads:
-        each = sum(sizes[p] // wanted[p].shape[-1] * n for p, (n, _) in heads.items())
-        fresh = each * sources.count(None)
-        whole = sum(sizes[p] for p in heads)
-        rows.append(_row("mapped", whole - fresh, _classes(names, sources, imported)))
+        cells = sum(sizes[p] // layout.end(len(names)) * layout[0] for p, layout in heads.items())
+        fresh = cells * sources.count(None)
+        whole = sum(sizes[path] for path in heads)
+        rows.append(_row("mapped", whole - fresh, _classes(names, sources, theirs)))
         rows.append(_row("fresh", fresh, _classes(names, sources, None)))
     if absent:
-        rows.append(_row("fresh", sum(sizes[p] for p in absent), f"{_parts(absent)}: not in it"))
+        number = sum(sizes[path] for path in absent)
+        rows.append(_row("fresh", number, f"{_parts(absent)}: not in the weights"))
     return filled, rows, lines
 
 
@@ -80,44 +90,44 @@ def map_rows(
     theirs: Float[np.ndarray, "... m"],
     ours: Float[np.ndarray, "... n"],
     sources: Sources,
-    layout: tuple[int, int],
+    layout: Layout,
     num_theirs: int,
 ) -> Float[np.ndarray, "... n"]:
     """A copy of `ours` with the values of `theirs` for each class that has a source.
 
-    layout: values per class, and values behind the classes', which are taken always.
+    What lies behind the classes is taken always.
     """
     per_class, extra = layout
-    lead = ours.shape[:-1]
-    out = ours.copy()
-    rows = out[..., : len(sources) * per_class].reshape(*lead, len(sources), per_class)
-    given = theirs[..., : num_theirs * per_class].reshape(*lead, num_theirs, per_class)
+    rows = ours.reshape(-1, layout.end(len(sources))).copy()
+    given = theirs.reshape(-1, layout.end(num_theirs))
     for i, source in enumerate(sources):
         if source is not None:
-            rows[..., i, :] = given[..., source, :]
-    out[..., : len(sources) * per_class] = rows.reshape(*lead, -1)
+            begin, end = source * per_class, (source + 1) * per_class
+            rows[:, i * per_class : (i + 1) * per_class] = given[:, begin:end]
     if extra:
-        out[..., -extra:] = theirs[..., -extra:]
-    return out
+        rows[:, -extra:] = given[:, -extra:]
+    return rows.reshape(ours.shape)
 
 
 def _class_heads(
-    have: dict[str, Any], wanted: dict[str, Any], num_theirs: int, num_ours: int
-) -> dict[str, tuple[int, int]]:
-    """The layout of each array that has values for each class.
-
-    Heads that do not tell classes apart have one set of values, whose shape shows it.
-    """
+    imported: Imported, have: dict[str, Any], wanted: dict[str, Any], num_ours: int
+) -> dict[str, Layout]:
+    """The layout of each array that has values for each class and the shape that it implies."""
+    model, num_theirs = imported.config["model"], len(imported.classes["names"])
+    layouts = {"cls_score": Layout(1, 1)}
+    # A run of an older version has not all of these fields.
+    if not model.get("class_agnostic_boxes"):
+        layouts["bbox_pred"] = Layout(4, 0)
+    if not model.get("class_agnostic_masks"):
+        layouts["predictor"] = Layout(1, int(model.get("mask_loss") == "softmax"))
     heads = {}
-    for path in wanted:
+    for path, ours in wanted.items():
         found = _CLASS_HEAD.search(path)
-        if not found or path not in have:
-            continue
-        per_class, extra = layout = _LAYOUTS[found[1] or found[2]]
-        ends = [n * per_class + extra for n in (num_theirs, num_ours)]
-        lead = wanted[path].shape[:-1]
-        if [have[path].shape, wanted[path].shape] == [(*lead, end) for end in ends]:
-            heads[path] = layout
+        layout = layouts.get(found[1] or found[2]) if found else None
+        if layout and path in have:
+            cells, rest = divmod(ours.shape[-1], layout.end(num_ours))
+            if not rest and have[path].shape == (*ours.shape[:-1], cells * layout.end(num_theirs)):
+                heads[path] = layout
     return heads
 
 
@@ -133,14 +143,13 @@ def _parts(paths: list[str]) -> str:
     return ", ".join(sorted({path.split("/")[1] for path in paths}))
 
 
-def _classes(names: Sequence[str], sources: Sources, imported: Imported | None) -> str:
+def _classes(names: Sequence[str], sources: Sources, theirs: list[str] | None) -> str:
     """The classes that were mapped, with their names there, or those that are fresh (None)."""
     found = []
     for name, source in zip(names, sources, strict=True):
-        if imported is None and source is None:
+        if theirs is None and source is None:
             found.append(name)
-        elif imported is not None and source is not None:
-            theirs = imported.classes["names"][source]
-            found.append(name if name == theirs else f"{name} <- {theirs}")
+        elif theirs is not None and source is not None:
+            found.append(name if name == theirs[source] else f"{name} <- {theirs[source]}")
     listed = ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
     return f"{len(found)} of {len(names)} classes" + (f": {listed}" if found else "")
