@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from configs import common, finetune
 from maskrcnn_jax import checkpoint, parameter_table
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.optimizer import first_stages, learning_rate_factors, make_optimizer
@@ -181,6 +181,21 @@ def test_layer_decay_scales_the_update():
 def test_a_pattern_that_finds_nothing_is_refused():
     with pytest.raises(UserError, match=r"optim.stages: 'res9' is in no parameter's path.*fpn"):
         first_stages(tree(), ((0.0, ".*"), (0.5, "res9")))
+
+
+@pytest.mark.parametrize("depth", [18, 50, 152])
+def test_the_stages_of_the_finetuning_config(depth):
+    """Heads and FPN, then res4 and res5, then res3; the stem and res2 are frozen."""
+    config = finetune.get_config()
+    params = paths(depth)
+    found = first_stages(params, config.optim.stages)
+    stages = {name: block["conv1"]["kernel"] for name, block in found["backbone"].items()}
+    assert found["fpn"]["k"] == found["box_head"]["k"] == 0
+    for name, stage in stages.items():
+        assert stage == (1 if name[:4] in ("res4", "res5") else 2), name
+    factors = learning_rate_factors(params, config.optim, config.model.freeze_at)["backbone"]
+    frozen = {name for name in factors if not factors[name]["conv1"]["kernel"]}
+    assert frozen == {name for name in factors if name.startswith(("stem", "res2_"))}
 
 
 def test_the_table_of_groups():
