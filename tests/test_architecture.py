@@ -38,6 +38,7 @@ FLOORS = {
     "datasets": 3,
     "config": 3,
     "config_rules": 3,
+    "config_rules_data": 3,
     "models.mask_rcnn": 2,
     "models": 1,
     "targets": 1,

@@ -14,7 +14,7 @@ import tensorflow as tf
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from maskrcnn_jax.data import augment
+from maskrcnn_jax.data import augment, recipe
 from maskrcnn_jax.data.builder import Records, decode_image
 from maskrcnn_jax.data.sampler import Sampler
 from maskrcnn_jax.errors import UserError
@@ -26,8 +26,9 @@ from maskrcnn_jax.preprocess import (
 from maskrcnn_jax.types import Batch
 
 Canvas = tuple[int, int]
-# step -> canvas, rows of the host, seeds of the host's examples [b, 2]
-Plan = Callable[[int], tuple[Canvas, np.ndarray, np.ndarray]]
+# step -> canvas, whether pictures are turned on their side, rows of the host, seeds of the host's
+# examples [b, 2]
+Plan = Callable[[int], tuple[Canvas, bool, np.ndarray, np.ndarray]]
 
 _NO_END = int(np.iinfo(np.int64).max)
 
@@ -66,9 +67,10 @@ def make_batches(
         )
     local = batch_size // host[1]
     mine = slice(host[0] * local, (host[0] + 1) * local)
-    plan = _plan(records, data_config, batch_size, seed, mine)
+    rows = _rows(records, data_config)
+    plan = _plan(records, data_config, rows, batch_size, seed, mine)
     stop = _NO_END if num_steps is None else start_step + num_steps
-    dataset = _dataset(records, data_config, plan, (start_step, stop), local)
+    dataset = _dataset(records, data_config, rows, plan, (start_step, stop), local)
     return _iterate(dataset)
 
 
@@ -94,7 +96,8 @@ def canvas_groups(
     return np.array(groups, np.int64)[inverse.reshape(-1)], canvases
 
 
-def _plan(records: Records, config: ConfigDict, batch_size: int, seed: int, mine: slice) -> Plan:
+def _rows(records: Records, config: ConfigDict) -> Int[np.ndarray, " n"]:
+    """The rows to train on."""
     rows = np.arange(len(records))
     if config.limit:
         rows = rows[: config.limit]  # records are in the order of the image ids
@@ -105,14 +108,27 @@ def _plan(records: Records, config: ConfigDict, batch_size: int, seed: int, mine
             "data.filter_empty leaves no training image: none of the first "
             f"{config.limit or len(records)} has an object; turn it off or raise data.limit"
         )
+    return rows
+
+
+def _plan(
+    records: Records,
+    config: ConfigDict,
+    rows: Int[np.ndarray, " n"],
+    batch_size: int,
+    seed: int,
+    mine: slice,
+) -> Plan:
     groups, canvases = canvas_groups(records.sizes[rows], config)
     sampler = Sampler(groups, batch_size, seed)
     places = range(mine.start, mine.stop)
 
-    def plan(step: int) -> tuple[Canvas, np.ndarray, np.ndarray]:
+    def plan(step: int) -> tuple[Canvas, bool, np.ndarray, np.ndarray]:
         group, chosen = sampler.batch(step)
         seeds = [np.random.SeedSequence((seed, step, p)).generate_state(2) for p in places]
-        return canvases[group], rows[chosen[mine]], np.array(seeds).view(np.int32)
+        on_side = recipe.turns_canvas(config, seed, step)
+        canvas = canvases[group][::-1] if on_side else canvases[group]
+        return canvas, on_side, rows[chosen[mine]], np.array(seeds).view(np.int32)
 
     return plan
 
@@ -120,12 +136,13 @@ def _plan(records: Records, config: ConfigDict, batch_size: int, seed: int, mine
 def _dataset(
     records: Records,
     config: ConfigDict,
+    rows: Int[np.ndarray, " n"],
     plan: Plan,
     steps: tuple[int, int],
     local: int,
 ) -> tf.data.Dataset:
     def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        canvas, rows, seeds = tf.numpy_function(
+        canvas, on_side, chosen, seeds = tf.numpy_function(
             lambda s: tuple(
                 np.asarray(x, t) for x, t in zip(plan(int(s)), _PLAN_TYPES, strict=True)
             ),
@@ -133,11 +150,19 @@ def _dataset(
             _PLAN_TYPES,
         )
         canvas = tf.ensure_shape(canvas, [2])
-        rows, seeds = tf.ensure_shape(rows, [local]), tf.ensure_shape(seeds, [local, 2])
-        return tf.tile(canvas[None], [local, 1]), rows, seeds
+        on_side = tf.ensure_shape(on_side, [])
+        chosen, seeds = tf.ensure_shape(chosen, [local]), tf.ensure_shape(seeds, [local, 2])
+        return tf.tile(canvas[None], [local, 1]), tf.tile(on_side[None], [local]), chosen, seeds
 
-    def finished(canvas: tf.Tensor, row: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = _augment(_read(records, config, row), config, seed)
+    partners = rows[records.num_instances[rows] > 0]
+
+    def read(row: tf.Tensor, seed: tf.Tensor) -> augment.Example:
+        return _read(records, config, row)
+
+    def finished(
+        canvas: tf.Tensor, on_side: tf.Tensor, row: tf.Tensor, seed: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        example = recipe.make_example(read, partners, config, row, seed, canvas, on_side)
         return _pad(example, config, row, canvas, seed)
 
     workers = config.num_workers or tf.data.AUTOTUNE
@@ -163,7 +188,7 @@ def _iterate(dataset: tf.data.Dataset) -> Iterator[Batch]:
         yield Batch(**arrays)
 
 
-_PLAN_TYPES = (np.int32, np.int64, np.int32)
+_PLAN_TYPES = (np.int32, np.bool_, np.int64, np.int32)
 _OBJECTS = {"boxes": np.float32, "frames": np.float32, "masks": np.uint8, "classes": np.int32}
 
 
@@ -190,20 +215,6 @@ def _with_shapes(objects: list[tf.Tensor], side: int) -> augment.Example:
         key: tf.ensure_shape(value, [None, *shapes[key]])
         for key, value in zip(_OBJECTS, objects, strict=True)
     }
-
-
-def _augment(example: augment.Example, config: ConfigDict, seed: tf.Tensor) -> augment.Example:
-    if config.lsj_scale:
-        example = augment.large_scale_jitter(
-            example, tuple(config.lsj_scale), config.lsj_size, seed
-        )
-    else:
-        example = augment.resize_shortest_edge(example, tuple(config.short), config.long, seed)
-    if config.flip > 0:
-        example = augment.flip(example, config.flip, seed)
-    if config.color_jitter > 0:
-        example = augment.color_jitter(example, config.color_jitter, seed)
-    return example
 
 
 def _pad(
