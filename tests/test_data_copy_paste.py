@@ -90,6 +90,25 @@ def test_objects_beyond_the_picture_are_cut_or_dropped():
     assert [k for k in after["classes"].numpy() if k >= 10] == left
 
 
+def test_what_was_cut_off_the_other_picture_is_not_pasted():
+    _, theirs, example, other = _pair(1)
+    cut = augment_geometry.crop(other, tf.constant([0.0, 0.0]), tf.constant([60.0, 70.0]))
+    after = copy_paste.paste(example, cut)
+    visible = {10 + k: _fit(m[:60, :70], HW) for k, m in enumerate(theirs)}
+    painted = {
+        k: m
+        for k, m in zip(
+            after["classes"].numpy(),
+            cases.painted({key: value.numpy() for key, value in after.items()}),
+            strict=True,
+        )
+        if k >= 10
+    }
+    assert painted.keys() == {k for k, m in visible.items() if m.any()}
+    assert any(theirs[k - 10].sum() > visible[k].sum() for k in painted)
+    cases.assert_same_masks([painted[k] for k in painted], [visible[k] for k in painted])
+
+
 def test_nothing_to_paste_changes_nothing():
     _, _, example, _ = _pair(1)
     empty = cases.example_of([], (50, 50), 3)

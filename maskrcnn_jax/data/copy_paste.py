@@ -41,7 +41,7 @@ def paste(example: Example, other: Example) -> Example:
     What lies outside is cut off. Own objects come first in the result, then the pasted ones.
     """
     hw = tf.minimum(tf.shape(example["image"])[:2], tf.shape(other["image"])[:2])
-    other = clip_objects(other, tf.cast(hw, tf.float32))
+    other = _cut_masks(clip_objects(other, tf.cast(hw, tf.float32)), tf.cast(hw, tf.float32))
     image, covered, drawn = tf.numpy_function(
         _paste_pixels,
         [example["image"], other["image"], other["frames"], unpack(other["masks"])],
@@ -74,19 +74,29 @@ def _paste_pixels(
     return image, covered, drawn
 
 
+def _cut_masks(example: Example, window: tf.Tensor) -> Example:
+    """Clears the cells beyond the window: of a picture that was cut, they would show elsewhere."""
+    y, x = _middles(example)
+    inside_y, inside_x = (y >= 0) & (y < window[0]), (x >= 0) & (x < window[1])
+    masks = unpack(example["masks"]) & inside_y[:, :, None] & inside_x[:, None, :]
+    return example | {"masks": pack(masks)}
+
+
+def _middles(example: Example) -> tuple[tf.Tensor, tf.Tensor]:
+    """The y of each row of cells and the x of each column, float32 [n, S], in pixels."""
+    side = tf.cast(tf.shape(example["masks"])[1], tf.float32)
+    shares = (tf.range(side) + 0.5) / side
+    x0, y0, x1, y1 = tf.unstack(example["frames"][..., None], axis=1)
+    return y0 + (y1 - y0) * shares, x0 + (x1 - x0) * shares
+
+
 def _uncovered(example: Example, covered: tf.Tensor) -> Example:
     """Takes the covered pixels from the masks; boxes shrink to what is left."""
     frames, masks = example["frames"], unpack(example["masks"])
-    side = tf.shape(masks)[-1]
     hw = tf.shape(covered)
-    middles = (tf.range(tf.cast(side, tf.float32)) + 0.5) / tf.cast(side, tf.float32)
-
-    def pixels(axis: int) -> tf.Tensor:
-        start, end = frames[:, axis, None], frames[:, axis + 2, None]
-        at = tf.cast(tf.floor(start + (end - start) * middles), tf.int32)
-        return tf.clip_by_value(at, 0, hw[1 - axis] - 1)
-
-    rows, columns = pixels(1)[:, :, None], pixels(0)[:, None, :]
+    y, x = (tf.cast(tf.floor(middles), tf.int32) for middles in _middles(example))
+    rows = tf.clip_by_value(y, 0, hw[0] - 1)[:, :, None]
+    columns = tf.clip_by_value(x, 0, hw[1] - 1)[:, None, :]
     hidden = tf.gather(tf.reshape(covered, [-1]), rows * hw[1] + columns) & masks
     left = masks & ~hidden
     touched = tf.reduce_any(hidden, axis=[1, 2])
@@ -96,6 +106,6 @@ def _uncovered(example: Example, covered: tf.Tensor) -> Example:
     boxes = tf.where(touched[:, None], tf.clip_by_value(bounds, 0.0, limit), example["boxes"])
     cells = tf.reduce_sum(tf.cast(left, tf.float32), axis=[1, 2])
     extent = frames[:, 2:] - frames[:, :2]
-    area = cells * tf.reduce_prod(extent / tf.cast(side, tf.float32), axis=-1)
+    area = cells * tf.reduce_prod(extent / tf.cast(tf.shape(masks)[-1], tf.float32), axis=-1)
     rows = tf.where((visible & (area >= _LEAST_AREA)) | ~touched)[:, 0]
     return take(example | {"boxes": boxes, "masks": pack(left)}, rows)
