@@ -124,10 +124,14 @@ def get_config() -> ml_collections.ConfigDict:
     d.blur_sigma = (0.3, 2.0)  # pixels of the resized picture, smallest and largest
     d.jpeg = 0.0  # write and read as JPEG
     d.jpeg_quality = (40, 95)  # 1 to 100, worst and best
+    # Albumentations of your own, before all others; JSON text or the name of its file, such as
+    # '[["ImageCompression", {"quality_range": [40, 90]}], ["RandomRain", {"p": 0.2}]]'. In
+    # num_workers processes. Needs the extra: pip install 'maskrcnn_jax[albumentations]'
+    d.albumentations = ""
     d.shapes_train = 512  # images that "shapes" generates
     d.shapes_val = 64
     d.limit = 0  # use the first n training images by id; 0: all
-    d.num_workers = 0  # threads of the input pipeline; 0: as many as cores
+    d.num_workers = 0  # threads (and processes) of the input pipeline; 0: as many as cores
     d.prefetch = 2  # batches prepared ahead
 
     c.optim = o = ml_collections.ConfigDict()

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from maskrcnn_jax.data import augment, recipe
 from maskrcnn_jax.data.builder import Records, decode_image
 from maskrcnn_jax.data.sampler import Sampler
+from maskrcnn_jax.data.transform_workers import Workers
+from maskrcnn_jax.data.user_transforms import Objects
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.preprocess import (
     choose_canvas,
@@ -70,8 +72,10 @@ def make_batches(
     rows = _rows(records, data_config)
     plan = _plan(records, data_config, rows, batch_size, seed, mine)
     stop = _NO_END if num_steps is None else start_step + num_steps
-    dataset = _dataset(records, data_config, rows, plan, (start_step, stop), local)
-    return _iterate(dataset)
+    listed = data_config.albumentations
+    workers = Workers(listed, data_config.num_workers) if listed else None
+    dataset = _dataset(records, data_config, rows, plan, (start_step, stop), local, workers)
+    return _iterate(dataset, workers)
 
 
 def canvas_groups(
@@ -140,6 +144,7 @@ def _dataset(
     plan: Plan,
     steps: tuple[int, int],
     local: int,
+    workers: Workers | None,
 ) -> tf.data.Dataset:
     def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         canvas, on_side, chosen, seeds = tf.numpy_function(
@@ -157,7 +162,8 @@ def _dataset(
     partners = rows[records.num_instances[rows] > 0]
 
     def read(row: tf.Tensor, seed: tf.Tensor) -> augment.Example:
-        return _read(records, config, row)
+        example = _read(records, config, row)
+        return example if workers is None else _transformed(example, records, row, seed, workers)
 
     def finished(
         canvas: tf.Tensor, on_side: tf.Tensor, row: tf.Tensor, seed: tf.Tensor
@@ -165,7 +171,7 @@ def _dataset(
         example = recipe.make_example(read, partners, config, row, seed, canvas, on_side)
         return _pad(example, config, row, canvas, seed)
 
-    workers = config.num_workers or tf.data.AUTOTUNE
+    parallel = config.num_workers or tf.data.AUTOTUNE
     options = tf.data.Options()
     options.deterministic = True
     # The examples run side by side; threads within one would only take cores from the step.
@@ -176,16 +182,24 @@ def _dataset(
         tf.data.Dataset.range(*steps)
         .map(examples_of)
         .unbatch()
-        .map(finished, num_parallel_calls=workers)
+        .map(finished, num_parallel_calls=parallel)
         .batch(local, drop_remainder=True)
         .prefetch(config.prefetch)
         .with_options(options)
     )
 
 
-def _iterate(dataset: tf.data.Dataset) -> Iterator[Batch]:
-    for arrays in dataset.as_numpy_iterator():
-        yield Batch(**arrays)
+def _iterate(dataset: tf.data.Dataset, workers: Workers | None) -> Iterator[Batch]:
+    try:
+        for arrays in dataset.as_numpy_iterator():
+            yield Batch(**arrays)
+    except tf.errors.OpError as error:
+        if workers is not None and workers.failure is not None:
+            raise workers.failure from error
+        raise
+    finally:
+        if workers is not None:
+            workers.close()
 
 
 _PLAN_TYPES = (np.int32, np.bool_, np.int64, np.int32)
@@ -215,6 +229,23 @@ def _with_shapes(objects: list[tf.Tensor], side: int) -> augment.Example:
         key: tf.ensure_shape(value, [None, *shapes[key]])
         for key, value in zip(_OBJECTS, objects, strict=True)
     }
+
+
+def _transformed(
+    example: augment.Example, records: Records, row: tf.Tensor, seed: tf.Tensor, workers: Workers
+) -> augment.Example:
+    """The example after the user's own transforms, made in a worker process."""
+
+    def apply(row: np.ndarray, seed: np.ndarray, *arrays: np.ndarray) -> Objects:
+        name = f"the picture with the id {records.image_ids[int(row)]}"
+        return workers.apply(Objects(*arrays), seed, name)
+
+    arrays = tuple(example[key] for key in Objects._fields)
+    types = tuple(array.dtype for array in arrays)
+    seed = augment.fold(seed, "transforms")
+    image, *objects = tf.numpy_function(apply, [row, seed, *arrays], types)
+    made = zip(Objects._fields, [image, *objects], strict=True)
+    return {key: tf.ensure_shape(value, example[key].shape) for key, value in made}
 
 
 def _pad(

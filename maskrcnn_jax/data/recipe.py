@@ -1,8 +1,9 @@
 """Which augmentations the config asks for, and in which order.
 
-First the geometry of the picture (turn, crop, resize or large-scale jitter, flips), then objects of
-a second picture, which went through the same, then what changes pixels only (colour, blur, JPEG):
-so pasted objects look as if they were taken by the same camera.
+The user's own list (`user_transforms`) is applied as the picture is read. Then the geometry of the
+picture (turn, crop, resize or large-scale jitter, flips), then objects of a second picture, which
+went through the same, then what changes pixels only (colour, blur, JPEG): so pasted objects look as
+if they were taken by the same camera.
 """
 
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def _change_geometry(
         )
     else:
         # The canvas was chosen for the whole picture.
-        reshaped = config.crop > 0
+        reshaped = config.crop > 0 or config.albumentations
         example = augment.resize_shortest_edge(
             example, tuple(config.short), config.long, seed, canvas if reshaped else None
         )
