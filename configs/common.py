@@ -90,7 +90,10 @@ def get_config() -> ml_collections.ConfigDict:
     m.remat = False  # recompute the backbone's blocks in the backward pass: less memory, more time
 
     c.data = d = ml_collections.ConfigDict()
-    d.name = "coco"  # "coco": COCO JSON files; "coco_2017": downloaded; "shapes": generated
+    # "coco": COCO JSON files; "coco_2017": downloaded; "shapes": generated; or a name that `module`
+    # gives by maskrcnn_jax.data.register.
+    d.name = "coco"
+    d.module = ""  # "package.module" or a .py file, which is imported when the run begins
     for split in ("train", "val"):
         d[split] = s = ml_collections.ConfigDict()
         s.annotations = ""  # COCO JSON file

@@ -27,7 +27,6 @@ CHOICES = {
     "model.roi_pool": ("align", "crop"),
     "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
-    "data.name": ("coco", "coco_2017", "shapes"),
     "data.on_bad_image": ("error", "skip"),
     "data.resize_rule": ("pillow", "torchvision", "matterport"),
     "eval.paste_rule": ("detectron2", "torchvision", "matterport"),

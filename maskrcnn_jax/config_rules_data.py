@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from maskrcnn_jax.data import registry
+
 Fields = dict[str, Any]
 
 _BEST_JPEG = 100
@@ -10,8 +12,23 @@ _BEST_JPEG = 100
 
 def check(fields: Fields) -> Iterator[str]:
     """Yields one message per mistake; see `config_rules.check`."""
+    yield from _name(fields)
     yield from _ranges(fields)
     yield from _turned_canvases(fields)
+
+
+def _name(fields: Fields) -> Iterator[str]:
+    name, module = fields["data.name"], fields["data.module"]
+    if module and name in registry.BUILT_IN:
+        yield (
+            f"data.module={module!r} is set, but data.name={name!r} is the package's own; set "
+            "data.name to the name that the module registers"
+        )
+    elif not module and name not in (*registry.BUILT_IN, *registry.registered()):
+        yield (
+            f"data.name={name!r} is unknown; choose one of {registry.BUILT_IN}, or set data.module "
+            "to the module that registers it"
+        )
 
 
 def _ranges(fields: Fields) -> Iterator[str]:

@@ -36,6 +36,7 @@ FLOORS = {
     "runtime": 3,
     "results": 3,
     "datasets": 3,
+    "own_data": 3,
     "config": 3,
     "config_rules": 3,
     "config_rules_data": 3,
