@@ -39,7 +39,7 @@ class Dataset:
         self.image_info: list[dict[str, Any]] = []
         self.prepare()
 
-    def add_class(self, source: str, class_id: int, class_name: str) -> None:
+    def add_class(self, source: str, class_id: Any, class_name: str) -> None:
         """Adds a class; a second call with the same source and id changes nothing.
 
         source: name of the data set, without dots. class_id: its own id of the class, not 0.
@@ -70,15 +70,17 @@ class Dataset:
         """The number of a class of a source, "source.id", as `load_mask` returns it."""
         return self.class_from_source_map[source_class_id]
 
-    def image_reference(self, image_id: int) -> str:
+    def image_reference(self, image_id: int | np.integer) -> str:
         """What to call a picture in messages."""
         return str(self.image_info[image_id]["path"])
 
-    def load_image(self, image_id: int) -> UInt8[np.ndarray, "H W 3"]:
+    def load_image(self, image_id: int | np.integer) -> UInt8[np.ndarray, "H W 3"]:
         """The picture with the number `image_id`, RGB. May be overridden."""
         return load_image(self.image_info[image_id]["path"])
 
-    def load_mask(self, image_id: int) -> tuple[Bool[np.ndarray, "H W N"], Int[np.ndarray, " N"]]:
+    def load_mask(
+        self, image_id: int | np.integer
+    ) -> tuple[Bool[np.ndarray, "H W N"], Int[np.ndarray, " N"]]:
         """The masks of the N objects of a picture, and their classes. To be overridden."""
         return np.zeros((0, 0, 0), bool), np.zeros(0, np.int32)
 
