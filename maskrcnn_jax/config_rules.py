@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from maskrcnn_jax import config_rules_data
+
 Fields = dict[str, Any]
 
 CHOICES = {
@@ -25,7 +27,6 @@ CHOICES = {
     "model.roi_pool": ("align", "crop"),
     "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
-    "data.name": ("coco", "coco_2017", "shapes"),
     "data.on_bad_image": ("error", "skip"),
     "data.resize_rule": ("pillow", "torchvision", "matterport"),
     "eval.paste_rule": ("detectron2", "torchvision", "matterport"),
@@ -41,6 +42,9 @@ CHOICES = {
 }
 
 LENGTHS = {
+    "data.crop_range": 2,
+    "data.blur_sigma": 2,
+    "data.jpeg_quality": 2,
     "model.anchor_sizes": 5,
     "model.pixel_mean": 3,
     "model.pixel_std": 3,
@@ -70,6 +74,7 @@ POSITIVE = (
     *_fields("model", "mask_channels max_candidates max_detections"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
+    *_fields("data", "blur_sigma jpeg_quality"),
     *_fields("optim", "base_lr base_batch gamma layer_decay"),
     *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
     *_fields("eval", "batch_size"),
@@ -86,7 +91,8 @@ NOT_NEGATIVE = (
 FRACTIONS = (
     *_fields("model", "anchor_offset rpn_iou_thresholds rpn_positive_fraction rpn_nms_thresh"),
     *_fields("model", "roi_positive_fraction roi_iou_thresh score_thresh nms_thresh"),
-    *_fields("data", "flip color_jitter"),
+    *_fields("data", "flip color_jitter flip_vertical rotate90 crop crop_range copy_paste blur"),
+    *_fields("data", "jpeg"),
     *_fields("optim", "milestones warmup_factor stages"),
     *_fields("eval", "mask_thresh picture_thresh"),
 )
@@ -111,7 +117,8 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
     rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
-    errors = [line for found in (*rules, _fine_tuning(fields)) for line in found]
+    rules += (_fine_tuning(fields), config_rules_data.check(fields))
+    errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 
 

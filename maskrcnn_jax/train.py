@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from maskrcnn_jax import checkpoint, flight, initial, parameter_table, run_length, runtime
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.data import user_transforms
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator
@@ -69,6 +70,8 @@ class _Run:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
         runtime.check_batch("train.batch_size", config.train.batch_size, config.train.accumulate)
+        if config.data.albumentations:
+            user_transforms.build(config.data.albumentations)  # told before hours of preparing
         self.train_data, self.val_data = load_data(config, train=True)
         self.classes = classes_of(self.train_data)
         derived = run_length.derive(config, self.train_data)
