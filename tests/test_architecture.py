@@ -44,6 +44,8 @@ FLOORS = {
     "config_rules": 3,
     "config_rules_data": 3,
     "models.mask_rcnn": 2,
+    "models.cascade": 2,
+    "models.families": 2,
     "models": 1,
     "targets": 1,
     "selection": 1,
