@@ -245,6 +245,13 @@ INVALID = {
     "data.lsj_scale=0.5": "smallest, largest",
     "data.lsj_scale=2.0,0.1": "must rise",
     "data.canvases=832,1344": "(height, width)",
+    "data.rotate90=2": "within 0..1",
+    "data.crop_range=0.9,0.5": "must rise",
+    "data.crop_range=0,0.5": "begins with 0",
+    "data.crop_range=0.5": "give 2",
+    "data.blur_sigma=0,1": "greater than 0",
+    "data.jpeg_quality=50,101": "exceeds 100",
+    "data.module=mine.py": "set data.name",
     "data.canvases=((840,1344),)": "multiples of 32",
     "data.long=700": "raise data.long",
     "data.long_test=700": "raise data.long_test",
@@ -282,6 +289,7 @@ def test_validate_pairs_of_fields():
         ("model.norm=group", "model.freeze_at=0", "model.width=48"),
         ("model.head_norm=group", "model.fpn_channels=100"),
         ("init.heads=match", "init.skip_heads=true", "init.checkpoint=run"),
+        ("data.rotate90=0.5", "data.canvases=((832,1344),)"),
     ):
         with pytest.raises(UserError):
             config_lib.validate(load(*PATHS, *overrides))
