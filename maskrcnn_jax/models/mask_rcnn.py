@@ -30,7 +30,7 @@ from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
 from maskrcnn_jax.ops.roi_align import multilevel_roi_align
-from maskrcnn_jax.settings import STRIDES, Settings
+from maskrcnn_jax.settings import Settings, anchors_per_cell, from_config, mask_size
 from maskrcnn_jax.types import Batch, Detections, Losses
 
 
@@ -100,13 +100,14 @@ class MaskRCNN(nn.Module):
         return self.propose(pyramid), self.boxes(pyramid, rois, True), masks
 
     def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
-        levels = {name: pyramid[name] for name in ("p2", "p3", "p4", "p5")}
+        levels = {name: pyramid[name] for name in self.settings.roi_levels}
         return self.pool(levels, rois, size)
 
 
 def build(config: Any, num_classes: int) -> MaskRCNN:
     """Builds the model from the config's `model` group; the only place here that reads config."""
     dtype = jnp.dtype(config.dtype)
+    settings = from_config(config, num_classes)
     backbone = ResNet(
         depth=config.depth,
         width=config.width,
@@ -130,7 +131,7 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         backbone=backbone,
         fpn=FPN(config.fpn_channels, **head_norm),
         rpn_head=RPNHead(
-            len(config.anchor_ratios), config.rpn_channels, config.rpn_convs, dtype=dtype
+            anchors_per_cell(settings), config.rpn_channels, config.rpn_convs, dtype=dtype
         ),
         box_head=BoxHead(
             num_classes,
@@ -142,10 +143,7 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         ),
         mask_head=MaskHead(num_classes, config.mask_channels, config.mask_convs, **head_norm),
         pool={"align": roi_align, "crop": multilevel_crop_resize}[config.roi_pool],
-        settings=Settings(
-            num_classes=num_classes,
-            **{f: config[f] for f in Settings.__dataclass_fields__ if f != "num_classes"},
-        ),
+        settings=settings,
     )
 
 
@@ -284,7 +282,7 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
         logits, deltas, image, key = args
         rpn_key, roi_key = jax.random.split(key)
         anchor_valid = anchor_ops.in_padded_image(
-            canvas, STRIDES, len(s.anchor_ratios), image.image_hw
+            canvas, s.strides, anchors_per_cell(s), image.image_hw, s.size_divisor
         )
         anchors = selection.anchors_of(s, canvas, image.image_hw)
         rpn = targets.rpn_targets(
@@ -319,7 +317,7 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
             samples.matched_idxs[:num_fg],
             image.gt_masks,
             selection.to_convention(s, image.gt_frames),
-            2 * s.mask_pool_size,
+            mask_size(s),
             crop={"align": targets.cut_aligned, "crop": targets.cut_crop_resized}[s.roi_pool],
         )
         return rpn, samples, roi_deltas, masks, proposals.valid.sum()
