@@ -9,11 +9,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from maskrcnn_jax import config_parts
+
 Fields = dict[str, Any]
 
 CHOICES = {
     "model.depth": (18, 34, 50, 101, 152),
-    "model.norm": ("frozen", "batch", "group"),
+    "model.backbone": ("resnet", "vgg16"),
+    "model.neck": ("fpn", "c4", "dc5", "single"),
+    "model.norm": ("frozen", "batch", "group", "none"),
     "model.head_norm": ("none", "batch", "group"),
     "model.freeze_at": (0, 1, 2, 3, 4, 5),
     "model.channel_order": ("bgr", "rgb"),
@@ -22,7 +26,7 @@ CHOICES = {
     "model.pad_value": ("mean", "black"),
     "model.box_convention": ("continuous", "last_pixel"),
     "model.proposal_nms": ("level", "all"),
-    "model.roi_pool": ("align", "crop"),
+    "model.roi_pool": ("align", "align_max", "crop", "pool", "warp", "warp_max"),
     "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
     "data.name": ("coco", "coco_2017", "shapes"),
@@ -40,7 +44,6 @@ CHOICES = {
 }
 
 LENGTHS = {
-    "model.anchor_sizes": 5,
     "model.pixel_mean": 3,
     "model.pixel_std": 3,
     "model.rpn_iou_thresholds": 2,
@@ -48,7 +51,10 @@ LENGTHS = {
     "model.rpn_deltas_weights": 4,
 }
 
-NOT_EMPTY = ("model.anchor_ratios", "data.short", "optim.decay_rules", "optim.lr_rules")
+NOT_EMPTY = (
+    *("model.anchor_sizes", "model.anchor_ratios", "data.short"),
+    *("optim.decay_rules", "optim.lr_rules"),
+)
 
 
 def _fields(group: str, names: str) -> tuple[str, ...]:
@@ -62,7 +68,7 @@ POSITIVE = (
     *_fields("model", "anchor_ratios rpn_channels rpn_batch_per_image roi_batch_per_image"),
     *_fields("model", "rpn_pre_nms_topk_train rpn_pre_nms_topk_test"),
     *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
-    *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
+    *_fields("model", "rpn_convs box_pool_size box_channels box_fc_dim"),
     *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
     *_fields("model", "mask_channels max_candidates max_detections"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
@@ -73,7 +79,9 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
-    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
+    *_fields(
+        "model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs box_fcs mask_convs"
+    ),
     *_fields("model", "rpn_min_size box_min_size roi_level_eps delta_clamp"),
     *_fields("data", "limit num_workers"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
@@ -107,7 +115,13 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     errors = [*_single_fields(fields), *_texts(fields)]
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
-    errors = [*_model(fields), *_sizes(fields), *_data(fields, mode), *_schedule(fields)]
+    errors = [
+        *_model(fields),
+        *config_parts.trunk(fields),
+        *_sizes(fields),
+        *_data(fields, mode),
+        *_schedule(fields),
+    ]
     return errors, [] if errors else list(_warnings(fields, mode))
 
 

@@ -28,6 +28,8 @@ LAG = 2
 
 # A run cannot go on under another value of what begins so: the state would have other shapes.
 FIXED = (
+    "model.backbone",
+    "model.neck",
     "model.depth",
     "model.width",
     "model.groups",

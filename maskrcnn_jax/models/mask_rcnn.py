@@ -23,13 +23,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, selection, targets
-from maskrcnn_jax.models.fpn import FPN
-from maskrcnn_jax.models.resnet import ResNet
-from maskrcnn_jax.models.roi_heads import BoxHead, MaskHead
+from maskrcnn_jax.models import trunk
+from maskrcnn_jax.models.roi_heads import MaskHead
 from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
-from maskrcnn_jax.ops.roi_align import multilevel_roi_align
+from maskrcnn_jax.ops.roi_align import multilevel_roi_align, multilevel_roi_align_max
+from maskrcnn_jax.ops.roi_pool import multilevel_roi_pool
+from maskrcnn_jax.ops.roi_warp import multilevel_roi_warp
 from maskrcnn_jax.settings import Settings, anchors_per_cell, from_config, mask_size
 from maskrcnn_jax.types import Batch, Detections, Losses
 
@@ -39,6 +40,7 @@ class MaskRCNN(nn.Module):
 
     backbone: nn.Module
     fpn: nn.Module
+    shared_head: nn.Module
     rpn_head: nn.Module
     box_head: nn.Module
     mask_head: nn.Module
@@ -73,8 +75,8 @@ class MaskRCNN(nn.Module):
         self, pyramid: dict[str, Float[Array, "B h w F"]], rois: Float[Array, "B R 4"], train: bool
     ) -> tuple[Float[Array, "B R C1"], Float[Array, "B R C 4"]]:
         """Class logits (background last) and class-wise deltas of each roi."""
-        pooled = self._pool(pyramid, rois, self.settings.box_pool_size)
-        logits, deltas = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
+        pooled = self._pool(pyramid, rois, self.settings.box_pool_size, train)
+        logits, deltas = self.box_head(pooled, train)
         batch = rois.shape[:2]
         return logits.reshape(*batch, -1), deltas.reshape(*batch, *deltas.shape[1:])
 
@@ -86,9 +88,8 @@ class MaskRCNN(nn.Module):
         train: bool,
     ) -> Float[Array, "B R T T"]:
         """Mask logits of each roi for its class, in the frame of the roi."""
-        pooled = self._pool(pyramid, rois, self.settings.mask_pool_size)
-        flat = pooled.reshape(-1, *pooled.shape[2:])
-        logits = self.mask_head(flat, classes.reshape(-1), train)
+        pooled = self._pool(pyramid, rois, self.settings.mask_pool_size, train)
+        logits = self.mask_head(pooled, classes.reshape(-1), train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:
@@ -99,41 +100,27 @@ class MaskRCNN(nn.Module):
         masks = self.masks(pyramid, rois, classes, True)
         return self.propose(pyramid), self.boxes(pyramid, rois, True), masks
 
-    def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
+    def _pool(self, pyramid: dict[str, Array], rois: Array, size: int, train: bool) -> Array:
+        """[B * R, S, S, F], behind what the heads share."""
         levels = {name: pyramid[name] for name in self.settings.roi_levels}
-        return self.pool(levels, rois, size)
+        pooled = self.pool(levels, rois, size)
+        return self.shared_head(pooled.reshape(-1, *pooled.shape[2:]), train)
 
 
 def build(config: Any, num_classes: int) -> MaskRCNN:
     """Builds the model from the config's `model` group; the only place here that reads config."""
     dtype = jnp.dtype(config.dtype)
-    settings = from_config(config, num_classes)
-    backbone = ResNet(
-        depth=config.depth,
-        width=config.width,
-        groups=config.groups,
-        width_per_group=config.width_per_group,
-        stride_in_1x1=config.stride_in_1x1,
-        pool_padding=config.pool_padding,
-        norm=config.norm,
-        freeze_at=config.freeze_at,
-        dtype=dtype,
-        remat=config.remat,
-    )
-    roi_align = partial(
-        multilevel_roi_align,
-        sampling_ratio=config.roi_sampling_ratio,
-        aligned=config.roi_aligned,
-        level_eps=config.roi_level_eps,
-    )
+    parts = trunk.build(config, dtype)
+    settings = from_config(config, num_classes, **parts.structure)
     head_norm = {"norm": config.head_norm, "dtype": dtype}
     return MaskRCNN(
-        backbone=backbone,
-        fpn=FPN(config.fpn_channels, **head_norm),
+        backbone=parts.backbone,
+        fpn=parts.fpn,
+        shared_head=parts.shared_head,
         rpn_head=RPNHead(
             anchors_per_cell(settings), config.rpn_channels, config.rpn_convs, dtype=dtype
         ),
-        box_head=BoxHead(
+        box_head=parts.box_head(
             num_classes,
             config.box_fc_dim,
             config.box_fcs,
@@ -142,9 +129,23 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
             **head_norm,
         ),
         mask_head=MaskHead(num_classes, config.mask_channels, config.mask_convs, **head_norm),
-        pool={"align": roi_align, "crop": multilevel_crop_resize}[config.roi_pool],
+        pool=_pooling(config),
         settings=settings,
     )
+
+
+def _pooling(config: Any) -> Callable:
+    """The `pool` of a MaskRCNN, by the config's `model` group."""
+    level_eps, samples = config.roi_level_eps, config.roi_sampling_ratio
+    align = {"sampling_ratio": samples, "aligned": config.roi_aligned, "level_eps": level_eps}
+    return {
+        "align": partial(multilevel_roi_align, **align),
+        "align_max": partial(multilevel_roi_align_max, **align),
+        "crop": multilevel_crop_resize,
+        "pool": partial(multilevel_roi_pool, level_eps=level_eps),
+        "warp": partial(multilevel_roi_warp, reduce=jnp.mean, level_eps=level_eps),
+        "warp_max": partial(multilevel_roi_warp, reduce=jnp.max, level_eps=level_eps),
+    }[config.roi_pool]
 
 
 def forward_train(
@@ -318,7 +319,7 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
             image.gt_masks,
             selection.to_convention(s, image.gt_frames),
             mask_size(s),
-            crop={"align": targets.cut_aligned, "crop": targets.cut_crop_resized}[s.roi_pool],
+            crop=targets.cut_crop_resized if s.roi_pool == "crop" else targets.cut_aligned,
         )
         return rpn, samples, roi_deltas, masks, proposals.valid.sum()
 
