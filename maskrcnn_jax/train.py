@@ -29,6 +29,8 @@ LAG = 2
 
 # A run cannot go on under another value of these: the state would have other shapes.
 FIXED = (
+    "model.backbone",
+    "model.neck",
     "model.depth",
     "model.width",
     "model.width_per_group",

@@ -43,6 +43,7 @@ FLOORS = {
     "config": 3,
     "config_rules": 3,
     "config_rules_data": 3,
+    "config_parts": 3,
     "models.mask_rcnn": 2,
     "models.cascade": 2,
     "models.families": 2,
@@ -138,7 +139,7 @@ def test_ops_know_only_arrays(module):
     assert outer <= {"jax", "numpy", "jaxtyping", PACKAGE, *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("module", ["config", "config_rules", "errors"])
+@pytest.mark.parametrize("module", ["config", "config_rules", "config_parts", "errors"])
 def test_configs_are_checked_without_jax(module):
     outer = {name.partition(".")[0] for name in imports(NAMES[module])}
     assert outer <= {"ml_collections", "numpy", PACKAGE, *sys.stdlib_module_names}

@@ -17,6 +17,8 @@ _RGB = {
 
 # Detectron2's configs/Base-RCNN-FPN.yaml with masks: COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.
 _DETECTRON2 = {
+    "backbone": "resnet",
+    "neck": "fpn",
     "depth": 50,
     "width": 64,
     "groups": 1,
@@ -174,6 +176,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 # What a bare backbone brings; the rest of the model is the config's.
 BACKBONE_FIELDS = (
+    "backbone",
     "depth",
     "width",
     "groups",
