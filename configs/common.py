@@ -135,11 +135,22 @@ def get_config() -> ml_collections.ConfigDict:
     # (pattern, factor): the first pattern found in a parameter's path decides.
     o.decay_rules = ((r"norm.*/(scale|bias)$", 0.0), (r".*", 1.0))
     o.lr_rules = ((r".*", 1.0),)  # factor 0 freezes
+    # (fraction of the steps, pattern): a parameter is frozen before the first stage whose pattern
+    # is found in its path; what no pattern finds stays frozen. The statistics of "batch" norms move
+    # on all the same, but for freeze_at's.
+    o.stages = ((0.0, r".*"),)
+    # Rate factor per block of the backbone, counted from the FPN (1) down to the stem: with 0.9,
+    # ResNet-50's last block learns at 0.9 of the rate and its stem at 0.9**17.
+    o.layer_decay = 1.0
     o.clip_norm = 0.0  # global norm of the gradient; 0: no clipping
     o.ema_decay = 0.0  # 0: no average of the parameters; evaluation uses the average
 
     c.train = t = ml_collections.ConfigDict()
     t.num_steps = 90_000
+    # Passes over the training images. When the run begins, they set num_steps, and bound
+    # optim.warmup_steps, eval.every and checkpoint_every to a tenth of it; 0.0: all as they are.
+    t.epochs = 0.0
+    t.min_steps = 0  # the least that epochs set num_steps to
     t.batch_size = 16  # global, over all devices and hosts
     t.accumulate = 1  # micro-batches per step
     t.seed = 0
@@ -169,5 +180,8 @@ def get_config() -> ml_collections.ConfigDict:
         True  # foreign weights bring their model fields, each printed; False: the config's
     )
     i.skip_heads = False  # leave class heads random where the weights have other classes
+    # "strict": other classes are refused; "match": class heads are taken by the classes' names,
+    # case ignored, new classes start at random; a run's model fields count as foreign ones do.
+    i.heads = "strict"
 
     return c
