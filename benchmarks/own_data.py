@@ -230,7 +230,7 @@ def _train(
         fields |= {f"data.{part}.annotations": path, f"data.{part}.images": images}
     fields |= dict(text.split("=", 1) for text in args.set)
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    command("train", "--config", "configs/finetune.py", "--workdir", workdir, *overrides)
+    command("train", "--config", "configs/finetune_small.py", "--workdir", workdir, *overrides)
     log = workdir / "metrics.jsonl"
     lines = [json.loads(text) for text in log.read_text().splitlines()] if log.exists() else []
     measured = [line for line in lines if "segm/AP" in line]
@@ -245,18 +245,12 @@ def _train(
 
 
 def _fields(size: int, most: int, args: argparse.Namespace) -> dict[str, Any]:
-    """What differs from configs/finetune.py: a small model, one small canvas, given steps."""
-    fields: dict[str, Any] = {f"model.{k}": v for k, v in _small_model().items()}
-    fields |= {f"data.{name}": size for name in ("long", "short_test", "long_test")}
+    """What differs from configs/finetune_small.py: the size, given steps, AP before them."""
+    fields: dict[str, Any] = {f"data.{n}": size for n in ("long", "short_test", "long_test")}
     fields |= {
         "data.short": (size,),
         "data.canvases": ((size, size),),
         "data.max_instances": max(most, 10),
-        "model.freeze_at": 0,  # shapes teach few of the edges and colours of photographs
-        "optim.name": "adamw",
-        "optim.base_lr": 1e-3,
-        "optim.base_batch": args.batch,
-        "optim.weight_decay": 1e-2,
         "optim.warmup_steps": min(30, args.steps // 4),
         "train.epochs": 0.0,
         "train.num_steps": args.steps,
@@ -264,19 +258,11 @@ def _fields(size: int, most: int, args: argparse.Namespace) -> dict[str, Any]:
         "train.checkpoint_every": args.steps,
         "eval.every": 0,
         "eval.at_start": True,
-        "eval.batch_size": args.batch,
     }
     if args.init:
         path = Path(args.init)
         return fields | {"init.checkpoint": path.absolute() if path.exists() else args.init}
     return fields | {"optim.stages": ((0.0, ".*"),), "optim.layer_decay": 1.0}
-
-
-def _small_model() -> dict[str, Any]:
-    from configs import shapes
-
-    model = shapes.get_config().model.to_dict()
-    return model | {"max_detections": 100, "max_candidates": 1000, "roi_batch_per_image": 96}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
