@@ -5,38 +5,58 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny_checkpoint
+import tiny_coco
 import tiny_model
 
 from maskrcnn_jax import initial, transfer
+from maskrcnn_jax.data.coco import load_coco
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import importer
 from maskrcnn_jax.weights.layout import Spec
 
 THEIRS = tiny_checkpoint.NAMES  # cat, dog, owl, big fox, a/b
-OURS = ["Owl", "ship", "Big_Fox", "cat"]
-SOURCES = [2, None, 3, 0]
+OURS = ["Big_Fox", "ship", "cat"]
+SOURCES = [3, None, 0]
 
 
-def own_run(tmp_path, **fields):
-    """A run's checkpoint of five classes, read back."""
-    return importer.import_weights(tiny_checkpoint.make(tmp_path / "run", is_noise=True, **fields))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's checkpoint of five classes, of another depth than the tiny model's."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return tiny_checkpoint.make(folder, is_noise=True, depth=34)
 
 
-def fresh(count, **fields):
-    """Variables of a model of `count` classes, in place of random ones: all -1, -2, ..."""
-    shapes = importer.model_shapes(tiny_model.config(**fields).model.to_dict(), count)
+@pytest.fixture(scope="module")
+def imported(run):
+    return importer.import_weights(run)
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Variables for three classes and for five, in place of random ones: all below -1."""
     rng = np.random.default_rng(1)
-    return importer.unflatten(
-        {path: np.float32(-1 - rng.random(shape)) for path, shape in shapes.items()}
-    )
+    found = {}
+    for count in (len(OURS), len(THEIRS)):
+        shapes = importer.model_shapes(tiny_model.config(depth=34).model.to_dict(), count)
+        flat = {path: np.float32(-1 - rng.random(shape)) for path, shape in shapes.items()}
+        found[count] = importer.unflatten(flat)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set with the classes cat, dog and owl."""
+    folder = tmp_path_factory.mktemp("data")
+    objects = [tiny_coco.annotation(1, 1, 3, [tiny_coco.rectangle(1, 1, 9, 9)])]
+    return load_coco(*tiny_coco.write(folder, {1: (16, 16)}, objects))
 
 
 def same(a, b):
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def test_rows_go_by_the_names_of_the_classes(tmp_path):
-    imported, before = own_run(tmp_path), fresh(len(OURS))
+def test_rows_go_by_the_names_of_the_classes(imported, fresh):
+    before = fresh[len(OURS)]
     filled, rows, lines = transfer.take(before, imported, OURS)
     ours, old = filled["params"], before["params"]
     theirs = imported.variables["params"]
@@ -61,17 +81,16 @@ def test_rows_go_by_the_names_of_the_classes(tmp_path):
     found = {kind: (int(number.replace(",", "")), what) for kind, number, what in rows}
     dim, channels = 32, 16  # of the tiny model's last layers
     per_class = (dim + 1) * 5 + channels + 1
-    assert found["fresh"] == (per_class, "1 of 4 classes: ship")
-    names = "3 of 4 classes: Owl <- owl, Big_Fox <- big fox, cat"
-    assert found["mapped"] == (3 * per_class + dim + 1, names)
+    assert found["fresh"] == (per_class, "1 of 3 classes: ship")
+    names = "2 of 3 classes: Big_Fox <- big fox, cat"
+    assert found["mapped"] == (2 * per_class + dim + 1, names)
     total = sum(x.size for path, x in flat.items() if path.startswith("params/"))
     assert sum(number for number, _ in found.values()) == total
     assert found["loaded"][1] == "backbone, box_head, fpn, mask_head, rpn_head" and not lines
 
 
-def test_the_same_classes_are_taken_whole(tmp_path):
-    imported = own_run(tmp_path)
-    filled, rows, _ = transfer.take(fresh(len(THEIRS)), imported, THEIRS)
+def test_the_same_classes_are_taken_whole(imported, fresh):
+    filled, rows, _ = transfer.take(fresh[len(THEIRS)], imported, THEIRS)
     flat, theirs = importer.flatten(filled), importer.flatten(imported.variables)
     assert flat.keys() == theirs.keys() and all(same(flat[path], theirs[path]) for path in flat)
     assert rows[2] == ["fresh", "0", "0 of 5 classes"]
@@ -123,47 +142,40 @@ def settings(path, **fields):
     return config
 
 
-def test_a_runs_model_fields_are_adopted_and_kept(tmp_path):
-    folder = tiny_checkpoint.make(tmp_path / "run", is_noise=True, depth=34, box_fc_dim=64)
-    config = settings(folder, rpn_nms_thresh=0.5)
+def test_a_runs_model_fields_are_adopted_and_kept(run):
+    config = settings(run, rpn_nms_thresh=0.5)
     lines = []
     assert initial.read_foreign(config, lines.append) is None
     imported = initial.read_run(config, lines.append)
-    assert lines == [f"{folder}: a run, 5 classes"]
+    assert lines == [f"{run}: a run, 5 classes"]
     initial.adopt_preset(config, imported, lines.append)
-    assert (config.model.depth, config.model.box_fc_dim) == (34, 64)
+    assert config.model.depth == 34
     assert config.model.rpn_nms_thresh == 0.5  # of the training, not of the weights
     assert "config.model.depth: 18 -> 34, as the weights expect" in lines
 
-    again = settings(folder)
+    again = settings(run)
     initial.keep_preset(again, config.to_dict(), lines.append)
-    assert (again.model.depth, again.model.box_fc_dim) == (34, 64)
+    assert again.model.depth == 34
     config.init.heads = "strict"
     assert initial.read_run(config, lines.append) is None
 
 
-def test_another_architecture_is_one_clear_error(tmp_path):
-    folder = tiny_checkpoint.make(tmp_path / "run", is_noise=True)
-    config = settings(folder, rpn_channels=8)
-    config.init.use_preset = False
-    imported = initial.read_run(config, print)
-    initial.adopt_preset(config, imported, print)
-    assert config.model.rpn_channels == 8
-    data = type("Data", (), {"names": ("cat",)})
-    variables = fresh(1, rpn_channels=8)
+def test_another_architecture_is_one_clear_error(run, imported, fresh, data):
+    config = settings(run)
+    flat = importer.flatten(fresh[len(data.names)])
+    flat["params/rpn_head/conv1/conv/kernel"] = np.zeros((3, 3, 16, 8), np.float32)
+    variables = importer.unflatten(flat)
     with pytest.raises(UserError) as error:
         initial.load_initial(config, variables, data, imported, print, print)
     message = str(error.value)
-    assert message.startswith(f"{folder}: ") and "params/rpn_head/conv1/conv/kernel" in message
-    assert "init.use_preset=true" in message and "cls_score" not in message
+    assert message.startswith(f"{run}: ") and "init.use_preset=true" in message
+    both = "params/rpn_head/conv1/conv/kernel: weights (3, 3, 16, 16), model (3, 3, 16, 8)"
+    assert both in message and "cls_score" not in message
 
 
-def test_a_backbone_alone(tmp_path):
-    folder = tiny_checkpoint.make(tmp_path / "run", is_noise=True)
-    config = settings(folder)
+def test_a_backbone_alone(run, imported, fresh, data):
+    config, tables, before = settings(run), [], fresh[len(data.names)]
     config.init.part = "backbone"
-    imported = initial.read_run(config, print)
-    data, tables, before = type("Data", (), {"names": ("cat",)}), [], fresh(1)
     after = initial.load_initial(
         config, before, data, imported, print, lambda *table: tables.append(table)
     )
@@ -174,5 +186,5 @@ def test_a_backbone_alone(tmp_path):
     for path, x in importer.flatten(after).items():
         assert "backbone" not in path or same(x, flat[path])
     ((title, _, rows),) = tables
-    assert str(folder) in title and [row[0] for row in rows] == ["loaded", "fresh"]
+    assert str(run) in title and [row[0] for row in rows] == ["loaded", "fresh"]
     assert rows[1][2] == "box_head, fpn, mask_head, rpn_head: not in the weights"
