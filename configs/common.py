@@ -202,6 +202,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.eval = e = ml_collections.ConfigDict()
     e.every = 0  # steps between evaluations during training; 0: only at the end
+    e.at_start = False  # one before the first step, too: what the weights know already
     e.batch_size = 8
     e.mask_thresh = 0.5
     e.paste_rule = "detectron2"  # how masks come into the image: "detectron2", "torchvision",
