@@ -1,0 +1,13 @@
+"""Class-agnostic masks (section 4.2): must the mask branch know the class, or is the box's enough?"""
+
+from experiments.table import Arm, Table, masks
+
+TABLE = Table(
+    source="arXiv 1703.06870, section 4.2",
+    base={"model.neck": "c4"},
+    against="class-specific",
+    arms=[
+        Arm("class-agnostic", {"model.class_agnostic_masks": True}, masks(29.7)),
+        Arm("class-specific", {"model.class_agnostic_masks": False}, masks(30.3)),
+    ],
+)

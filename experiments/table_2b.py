@@ -1,0 +1,13 @@
+"""Table 2b: should classes compete for a mask's pixels (softmax), or each have its own (sigmoid)?"""
+
+from experiments.table import Arm, Table, masks
+
+TABLE = Table(
+    source="arXiv 1703.06870, table 2b",
+    base={"model.neck": "c4"},
+    against="sigmoid",
+    arms=[
+        Arm("softmax", {"model.mask_loss": "softmax"}, masks(24.8, 44.1, 25.1)),
+        Arm("sigmoid", {"model.mask_loss": "sigmoid"}, masks(30.3, 51.2, 31.5)),
+    ],
+)

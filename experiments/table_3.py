@@ -1,0 +1,18 @@
+"""Table 3: do boxes gain by training masks, too?"""
+
+from experiments.table import Arm, Table, boxes
+
+TABLE = Table(
+    source="arXiv 1703.06870, table 3 (test-dev)",
+    base={"model.depth": 101, "init.checkpoint": "detectron2/R-101"},
+    against="Faster R-CNN",
+    judged=("bbox/AP", "bbox/AP75"),
+    arms=[
+        Arm(
+            "Faster R-CNN",
+            {"model.mask_branch": "none", "train.best_metric": "bbox/AP"},
+            boxes(37.3, 59.6, 40.3),
+        ),
+        Arm("Mask R-CNN", {"model.mask_branch": "fcn"}, boxes(38.2, 60.3, 41.7)),
+    ],
+)
