@@ -11,6 +11,6 @@ TABLE = Table(
     arms=[
         Arm("1/2", dict.fromkeys(SIDES, Times(0.5))),
         Arm("3/4", dict.fromkeys(SIDES, Times(0.75))),
-        Arm("1", {}),
+        Arm("1", dict.fromkeys(SIDES, Times(1.0))),
     ],
 )

@@ -8,9 +8,12 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Times(NamedTuple):
-    """A field's value in an arm: the setting's own value times a factor, of each number in it."""
+    """A field's value in an arm: the setting's own value times a factor.
 
-    factor: float
+    Of a tuple, its largest number times each factor: Times((0.5, 1.0)) of (640, 800) is (400, 800).
+    """
+
+    factors: float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
