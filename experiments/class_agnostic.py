@@ -1,4 +1,4 @@
-"""Class-agnostic masks (section 4.2): must the mask branch know the class, or is the box's enough?"""
+"""Section 4.2: must the mask branch know the class, or is the box's class enough?"""
 
 from experiments.table import Arm, Table, masks
 

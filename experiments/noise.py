@@ -35,6 +35,8 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> Verdict:
     from scipy import stats  # which JAX brings
 
     p = float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)
-    return Verdict(difference, None, "the test is undefined") if math.isnan(p) else Verdict(
-        difference, p, ""
+    return (
+        Verdict(difference, None, "the test is undefined")
+        if math.isnan(p)
+        else Verdict(difference, p, "")
     )

@@ -18,7 +18,10 @@ from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
-_TOOLS = ("plan", "report", "noise", "run", "settings", "table", "worker", "__init__")
+_TOOLS = (
+    *("__init__", "costs", "noise", "plan", "plot", "report", "run", "settings", "table"),
+    "worker",
+)
 
 # Fields that leave the result as it is: another value of them is the same run.
 _IRRELEVANT = (
@@ -113,9 +116,9 @@ def make_runs(
         for arm in table.arms:
             fixed = [*overrides, f"train.seed={seed}"]
             config = _resolve(loaded, arm, setting, data, fixed)
-            arm_key, key = _hash(config, leave_out=("train.seed",)), _hash(config)
+            key = _hash(config)
             folder = workdir / "runs" / key
-            runs.append(Run(loaded.name, arm.name, seed, config, arm_key, key, folder))
+            runs.append(Run(loaded.name, arm.name, seed, config, arm_key(config), key, folder))
     return runs
 
 
@@ -168,7 +171,14 @@ def _texts(fields: Mapping[str, Any]) -> Iterable[str]:
     return [f"{name}={value}" for name, value in fields.items()]
 
 
-def _hash(config: config_lib.ConfigDict, leave_out: tuple[str, ...] = ()) -> str:
+def arm_key(config: Mapping[str, Any] | config_lib.ConfigDict) -> str:
+    """The hash of a config's fields but for the seed; the same of a config read from JSON."""
+    return _hash(config, leave_out=("train.seed",))
+
+
+def _hash(
+    config: Mapping[str, Any] | config_lib.ConfigDict, leave_out: tuple[str, ...] = ()
+) -> str:
     out = {*_IRRELEVANT, *leave_out}
     flat = {k: v for k, v in config_lib.flatten(config).items() if k not in out}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]

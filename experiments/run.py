@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # in the place of this folder, whose names are no modules
 
-from experiments import plan, report, worker  # noqa: E402
+from experiments import costs, plan, report, worker  # noqa: E402
 from experiments.settings import SETTINGS, data_fields  # noqa: E402
 from maskrcnn_jax import config as config_lib  # noqa: E402
 from maskrcnn_jax.errors import UserError  # noqa: E402
@@ -53,8 +53,8 @@ def _main(argv: list[str] | None) -> int:
     if not args.report:
         own = _shard([run for of_table in runs.values() for run in of_table], args.shard)
         for table in tables:
-            report.print_plan(table, runs[table.name], setting)
-        print(report.cost(own, workdir, args.shard), flush=True)
+            costs.print_plan(table, runs[table.name], setting, workdir)
+        print(costs.total(own, workdir, args.shard), flush=True)
         if args.dry_run:
             return 0
         _train_all(own, args.retry)
@@ -157,6 +157,7 @@ def _train_all(runs: list[plan.Run], retry: bool) -> None:
             continue
         print(f"{where}: {run.folder}", flush=True)
         run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / worker.RESULT).unlink(missing_ok=True)
         config_lib.save(run.config, run.folder / worker.ASKED)
         status = launch(run.folder)
         result = worker.read_result(run.folder)
@@ -172,10 +173,8 @@ def launch(folder: Path) -> int:
 
     An interruption of this process is passed on, and waits until the run has saved its state.
     """
-    command = [sys.executable, "-m", "experiments.worker", str(folder.resolve())]
     process = subprocess.Popen(
-        command,
-        cwd=ROOT,
+        [sys.executable, worker.__file__, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

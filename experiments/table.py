@@ -20,9 +20,9 @@ class Times(NamedTuple):
 class Arm:
     """A row of a table.
 
-    fields: config fields, "model.roi_pool", with their values as on COCO; a setting may have another
-    value in its place (`settings.Setting.instead`). paper: the paper's figures in percent, by
-    metric, made by `masks` and `boxes`.
+    fields: config fields, "model.roi_pool", with their values as on COCO; a setting may put others
+    in their place (`settings.Setting.instead`). paper: the paper's figures in percent, by metric,
+    made by `masks` and `boxes`.
     """
 
     name: str

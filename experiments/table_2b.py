@@ -1,4 +1,4 @@
-"""Table 2b: should classes compete for a mask's pixels (softmax), or each have its own (sigmoid)?"""
+"""Table 2b: should classes compete for a pixel (softmax), or each have its mask (sigmoid)?"""
 
 from experiments.table import Arm, Table, masks
 

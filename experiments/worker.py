@@ -1,6 +1,6 @@
 """One run in a process of its own: a crash or a lack of memory ends this run and no other.
 
-    python -m experiments.worker FOLDER
+    python experiments/worker.py FOLDER
 
 reads FOLDER/asked.json, the config, and leaves the run there and, last, its result.json. A second
 worker of the same folder waits for the first, and finds its result. The standard input is the life
@@ -20,10 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from configs import common
-from maskrcnn_jax import config as config_lib
-from maskrcnn_jax.errors import Stopped, UserError
-from maskrcnn_jax.logs import write_atomic
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # in the place of this folder
+
+from configs import common  # noqa: E402
+from maskrcnn_jax import config as config_lib  # noqa: E402
+from maskrcnn_jax.errors import Stopped, UserError  # noqa: E402
+from maskrcnn_jax.logs import write_atomic  # noqa: E402
 
 ASKED, RESULT = "asked.json", "result.json"
 
