@@ -122,7 +122,9 @@ def _follow_the_runner() -> None:
     """Stops this process, as SIGTERM does, once the runner is gone."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin, whose lock would stand in the way of an orderly end.
+        while os.read(0, 1):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
