@@ -74,9 +74,19 @@ def get_config() -> ml_collections.ConfigDict:
     m.delta_clamp = math.log(1000 / 16)  # upper bound of dw and dh; 0: none
     m.box_smooth_l1_beta = 0.0
     m.box_loss_weight = 1.0
-    m.mask_pool_size = 14
+    m.class_agnostic_boxes = False  # one box for all classes of a roi instead of one for each
+    # Cascade R-CNN: least IoU of a foreground roi at each stage, (0.5, 0.6, 0.7); (): one stage.
+    # Its boxes are class-agnostic; the deltas of stage k weigh k times box_deltas_weights.
+    m.cascade_ious = ()
+    # "fcn"; "mlp": dense layers (paper, table 2e); "none": no masks at all, Faster R-CNN.
+    m.mask_branch = "fcn"
+    m.mask_loss = "sigmoid"  # each class by itself; "softmax": classes compete (paper, table 2b)
+    m.class_agnostic_masks = False  # one mask for all classes of a roi
+    m.mask_pool_size = 14  # cells a side; a mask has twice as many
     m.mask_channels = 256
     m.mask_convs = 4
+    m.mask_fcs = 2  # of "mlp": dense layers before the one that makes the masks
+    m.mask_fc_dim = 1024
     m.mask_loss_weight = 1.0
     # Detections.
     m.class_rule = "all"  # classes above score_thresh, or each roi's "best" alone (Matterport)

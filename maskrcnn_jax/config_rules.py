@@ -23,6 +23,8 @@ CHOICES = {
     "model.box_convention": ("continuous", "last_pixel"),
     "model.proposal_nms": ("level", "all"),
     "model.roi_pool": ("align", "crop"),
+    "model.mask_branch": ("fcn", "mlp", "none"),
+    "model.mask_loss": ("sigmoid", "softmax"),
     "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
     "data.name": ("coco", "coco_2017", "shapes"),
@@ -64,7 +66,7 @@ POSITIVE = (
     *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
     *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
     *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
-    *_fields("model", "mask_channels max_candidates max_detections"),
+    *_fields("model", "mask_channels mask_fc_dim max_candidates max_detections"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
     *_fields("optim", "base_lr base_batch gamma"),
@@ -74,7 +76,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
     *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
-    *_fields("model", "rpn_min_size box_min_size roi_level_eps delta_clamp"),
+    *_fields("model", "mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
     *_fields("data", "limit num_workers"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
     *_fields("train", "seed early_stop"),
@@ -82,7 +84,7 @@ NOT_NEGATIVE = (
 )
 FRACTIONS = (
     *_fields("model", "anchor_offset rpn_iou_thresholds rpn_positive_fraction rpn_nms_thresh"),
-    *_fields("model", "roi_positive_fraction roi_iou_thresh score_thresh nms_thresh"),
+    *_fields("model", "roi_positive_fraction roi_iou_thresh cascade_ious score_thresh nms_thresh"),
     *_fields("data", "flip color_jitter"),
     *_fields("optim", "milestones warmup_factor"),
     *_fields("eval", "mask_thresh picture_thresh"),
@@ -161,6 +163,13 @@ def _model(fields: Fields) -> Iterator[str]:
             "freeze random layers; set model.freeze_at=0, or init.checkpoint to trained weights"
         )
     yield from _group_norm(fields)
+    yield from _cascade(fields)
+    best = fields["train.best_metric"]
+    if fields["model.mask_branch"] == "none" and best.startswith("segm/"):
+        yield (
+            f"train.best_metric={best!r} needs masks, but model.mask_branch='none'; set "
+            f"train.best_metric={best.replace('segm', 'bbox')!r}"
+        )
     low, high = fields["model.rpn_iou_thresholds"]
     if low > high:
         yield f"model.rpn_iou_thresholds={(low, high)} must rise: (background, foreground)"
@@ -168,6 +177,24 @@ def _model(fields: Fields) -> Iterator[str]:
         yield (
             f"model.max_candidates={fields['model.max_candidates']} is below model.max_detections="
             f"{fields['model.max_detections']}; every detection is a candidate first"
+        )
+
+
+def _cascade(fields: Fields) -> Iterator[str]:
+    ious, first = fields["model.cascade_ious"], fields["model.roi_iou_thresh"]
+    if not ious:
+        return
+    if any(isinstance(iou, tuple) for iou in ious):
+        yield f"model.cascade_ious={ious!r} must be plain numbers, as in (0.5,0.6,0.7)"
+    elif ious[0] != first:
+        yield (
+            f"model.cascade_ious={ious!r} begins with another IoU than model.roi_iou_thresh="
+            f"{first}, by which the rois of the first stage are sampled; set the same"
+        )
+    if not fields["model.class_agnostic_boxes"]:
+        yield (
+            f"model.cascade_ious={ious!r}: the boxes of a cascade are class-agnostic; set "
+            "model.class_agnostic_boxes=true"
         )
 
 

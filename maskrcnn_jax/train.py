@@ -18,7 +18,7 @@ from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_dat
 from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator
 from maskrcnn_jax.logs import RunLog, StepClock
-from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.train_step import COUNTS, TrainState, init_state, init_variables, make_train_step
 from maskrcnn_jax.types import Batch
@@ -26,10 +26,11 @@ from maskrcnn_jax.types import Batch
 # Metrics are read this many steps late, so that the device never waits for the host.
 LAG = 2
 
-# A run cannot go on under another value of what begins so: the state would have other shapes.
+# A run cannot go on under another value of these: the state would have other shapes.
 FIXED = (
     "model.depth",
     "model.width",
+    "model.width_per_group",
     "model.groups",
     "model.norm",
     "model.head_norm",
@@ -41,9 +42,17 @@ FIXED = (
     "model.box_pool_size",
     "model.box_convs",
     "model.box_channels",
-    "model.box_fc",
+    "model.box_fcs",
+    "model.box_fc_dim",
+    "model.class_agnostic_boxes",
+    "model.cascade_ious",
+    "model.mask_branch",
+    "model.mask_loss",
+    "model.class_agnostic_masks",
     "model.mask_channels",
     "model.mask_convs",
+    "model.mask_fcs",
+    "model.mask_fc_dim",
     "optim.name",
     "optim.lr_rules",
 )
@@ -81,7 +90,7 @@ class _Run:
         self.imported = self._adopt_preset()
         self.records = self._prepare_records()
         self.mesh = runtime.make_mesh()
-        self.model = mask_rcnn.build(config.model, len(self.train_data.names))
+        self.model = families.build(config.model, len(self.train_data.names))
         self.evaluator = Evaluator(self.model, self.val_data, config, self.mesh, self.log.say)
         self.window: list[dict[str, float]] = []  # metrics since the last line of the log
         self.state = self._resume(self._fresh_state()) if self.start else self._fresh_state()
@@ -158,7 +167,7 @@ class _Run:
             self.log.say(
                 f"changed since step {self.start}: config.{f}: {before[f]!r} -> {now[f]!r}"
             )
-        fixed = [f for f in changed if f.startswith(FIXED)]
+        fixed = [f for f in changed if f in FIXED]
         ema = "optim.ema_decay"
         if bool(before.get(ema, now[ema])) != bool(now[ema]):
             fixed.append(ema)

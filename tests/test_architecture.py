@@ -39,6 +39,8 @@ FLOORS = {
     "config": 3,
     "config_rules": 3,
     "models.mask_rcnn": 2,
+    "models.cascade": 2,
+    "models.families": 2,
     "models": 1,
     "targets": 1,
     "selection": 1,
