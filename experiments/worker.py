@@ -81,7 +81,7 @@ def _measure(folder: Path) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from maskrcnn_jax import checkpoint, preprocess
-    from maskrcnn_jax.models.mask_rcnn import build, forward_predict
+    from maskrcnn_jax.models.families import build, forward_predict
     from maskrcnn_jax.train_step import init_variables
 
     # Foreign weights may have changed the model's fields: this is the config that was trained.
