@@ -82,7 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.mask_branch = "fcn"
     m.mask_loss = "sigmoid"  # each class by itself; "softmax": classes compete (paper, table 2b)
     m.class_agnostic_masks = False  # one mask for all classes of a roi
-    m.mask_pool_size = 14  # cells a side; a mask has twice as many
+    m.mask_pool_size = 14  # cells a side; a mask has twice as many: 7, 14, 28 give 14, 28, 56
     m.mask_channels = 256
     m.mask_convs = 4
     m.mask_fcs = 2  # of "mlp": dense layers before the one that makes the masks
@@ -108,7 +108,8 @@ def get_config() -> ml_collections.ConfigDict:
     d.cache_dir = ""  # of the prepared records; "": ~/.cache/maskrcnn_jax
     d.on_bad_image = "error"  # or "skip": bad files and objects without area are left out, counted
     d.filter_empty = False  # drop training images without objects (Detectron2's recipe does)
-    d.mask_side = 112  # of the box-frame bitmaps in the records
+    # Of the box-frame bitmaps in the records; measured enough for masks of 56 x 56.
+    d.mask_side = 112
     d.max_instances = 100  # G; more than these in one image are dropped at random, and counted
     # Resize: the shorter side to one of `short`, the longer one at most `long`.
     d.short = (640, 672, 704, 736, 768, 800)

@@ -286,6 +286,12 @@ def _warnings(fields: Fields, mode: str) -> Iterator[str]:
             f"optim.warmup_steps={warmup} is not below train.num_steps={steps}: the learning rate "
             "never reaches its base value"
         )
+    side, cells = fields["data.mask_side"], 2 * fields["model.mask_pool_size"]
+    if side < 2 * cells and fields["model.mask_branch"] != "none":
+        yield (
+            f"data.mask_side={side}: bitmaps this coarse blur masks of {cells} x {cells} cells "
+            f"(model.mask_pool_size={cells // 2}); set data.mask_side={-(-2 * cells // 8) * 8}"
+        )
     yield from _canvas_gaps(fields)
 
 

@@ -98,7 +98,7 @@ def forward_train(
 ) -> tuple[Losses, dict[str, Array], dict[str, Any]]:
     """As `mask_rcnn.forward_train`. The terms `cls` and `box` are sums over the stages; the metrics
     tell them one by one: `cls_stage1`, ..."""
-    return mask_rcnn.forward_train(model, variables, batch, keys, mesh, _train_stages)
+    return mask_rcnn.forward_train(model, variables, batch, keys, mesh, train_boxes)
 
 
 def forward_predict(
@@ -111,10 +111,10 @@ def forward_predict(
 ) -> Detections:
     """As `mask_rcnn.forward_predict`."""
     args = (model, variables, images, image_hw, window, mesh)
-    return mask_rcnn.forward_predict(*args, _predict_stages)
+    return mask_rcnn.forward_predict(*args, predict_boxes)
 
 
-def _train_stages(
+def train_boxes(
     model: CascadeRCNN,
     run: Callable,
     pyramid: dict[str, Array],
@@ -168,7 +168,7 @@ def _rematch(
     return samples, targets.box_targets(samples, gt_boxes, stage_weights(s, stage))
 
 
-def _predict_stages(
+def predict_boxes(
     model: CascadeRCNN,
     variables: dict[str, Any],
     pyramid: dict[str, Array],
