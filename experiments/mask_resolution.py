@@ -3,6 +3,7 @@
 from experiments.table import Arm, Table
 
 TABLE = Table(
+    base={"data.mask_side": 112},
     against="28",
     judged=("segm/AP", "segm/AP75"),
     arms=[

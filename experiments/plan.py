@@ -20,7 +20,7 @@ from maskrcnn_jax.errors import UserError
 FOLDER = Path(__file__).resolve().parent
 _TOOLS = (
     *("__init__", "costs", "noise", "plan", "plot", "report", "run", "settings", "table"),
-    "worker",
+    *("trunks", "worker"),
 )
 
 # Fields that leave the result as it is: another value of them is the same run.

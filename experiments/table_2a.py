@@ -1,17 +1,7 @@
 """Table 2a: what do deeper backbones and the feature pyramid bring?"""
 
 from experiments.table import Arm, Table, masks
-
-R101 = {"model.depth": 101, "init.checkpoint": "detectron2/R-101"}
-X101 = {
-    "model.depth": 101,
-    "model.groups": 32,
-    "model.width_per_group": 8,
-    "model.stride_in_1x1": False,
-    "model.pixel_std": (57.375, 57.12, 58.395),
-    "init.checkpoint": "detectron2/X-101-32x8d",
-}
-C4 = {"model.neck": "c4"}
+from experiments.trunks import C4, R101, X101
 
 TABLE = Table(
     source="arXiv 1703.06870, table 2a",

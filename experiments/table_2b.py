@@ -1,10 +1,11 @@
 """Table 2b: should classes compete for a pixel (softmax), or each have its mask (sigmoid)?"""
 
 from experiments.table import Arm, Table, masks
+from experiments.trunks import C4
 
 TABLE = Table(
     source="arXiv 1703.06870, table 2b",
-    base={"model.neck": "c4"},
+    base=C4,
     against="sigmoid",
     arms=[
         Arm("softmax", {"model.mask_loss": "softmax"}, masks(24.8, 44.1, 25.1)),

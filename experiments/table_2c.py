@@ -1,10 +1,11 @@
 """Table 2c: what does RoIAlign bring over RoIPool and RoIWarp, on features of stride 16?"""
 
 from experiments.table import Arm, Table, masks
+from experiments.trunks import C4
 
 TABLE = Table(
     source="arXiv 1703.06870, table 2c",
-    base={"model.neck": "c4"},
+    base=C4,
     against="RoIAlign, average",
     judged=("segm/AP", "segm/AP75"),
     arms=[

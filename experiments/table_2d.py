@@ -1,10 +1,11 @@
 """Table 2d: what does RoIAlign bring over RoIPool where a cell is large, on C5 of stride 32?"""
 
 from experiments.table import Arm, Table, boxes, masks
+from experiments.trunks import C5
 
 TABLE = Table(
     source="arXiv 1703.06870, table 2d",
-    base={"model.neck": "single"},
+    base=C5,
     against="RoIAlign",
     judged=("segm/AP", "segm/AP75", "bbox/AP"),
     arms=[

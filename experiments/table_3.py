@@ -1,10 +1,11 @@
 """Table 3: do boxes gain by training masks, too?"""
 
 from experiments.table import Arm, Table, boxes
+from experiments.trunks import R101
 
 TABLE = Table(
     source="arXiv 1703.06870, table 3 (test-dev)",
-    base={"model.depth": 101, "init.checkpoint": "detectron2/R-101"},
+    base=R101,
     against="Faster R-CNN",
     judged=("bbox/AP", "bbox/AP75"),
     arms=[

@@ -52,7 +52,14 @@ def tiny_setting():
     from experiments.settings import SETTINGS
 
     shapes = SETTINGS["shapes"]
-    instead = {**shapes.instead, "model.mask_fc_dim": {1024: 32}}
+    instead = {
+        **shapes.instead,
+        "model.mask_fc_dim": {1024: 32},
+        "model.rpn_channels": {1024: 16},
+        "model.rpn_pre_nms_topk_train": {12_000: 40},
+        "model.rpn_pre_nms_topk_test": {6000: 40},
+        "model.rpn_post_nms_topk_train": {2000: 20},
+    }
     return dataclasses.replace(shapes, fields=FIELDS, instead=instead)
 
 
@@ -75,6 +82,7 @@ def distinct_runs(names, workdir):
 def main(workdir, names):
     from experiments import worker
     from maskrcnn_jax import config as config_lib
+
     for run, arms in distinct_runs(names, workdir):
         started = time.process_time()
         run.folder.mkdir(parents=True)
