@@ -47,6 +47,9 @@ def print_plan(
             "0" if not left else "unknown" if pace is None else clock(left * pace),
         )
     Console(width=120).print(grid, markup=False)
+    first = {text: run.arm for run in reversed(runs) for text in run.warnings}
+    for text, arm in first.items():
+        print(f"WARNING: {arm}: {text}")
 
 
 def total(runs: Sequence[plan.Run], workdir: Path, shard: tuple[int, int]) -> str:

@@ -39,7 +39,8 @@ _IRRELEVANT = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training. arm_key: the same for all seeds of an arm. key: of this run alone."""
+    """One training. arm_key: the same for all seeds of an arm. key: of this run alone. warnings: of
+    the config's checks."""
 
     table: str
     arm: str
@@ -48,6 +49,7 @@ class Run:
     arm_key: str
     key: str
     folder: Path
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,11 @@ def make_runs(
     for seed in range(seeds):
         for arm in table.arms:
             fixed = [*overrides, f"train.seed={seed}"]
-            config = _resolve(loaded, arm, setting, data, fixed)
+            config, warnings = _resolve(loaded, arm, setting, data, fixed)
             key = _hash(config)
+            names = (loaded.name, arm.name, seed)
             folder = workdir / "runs" / key
-            runs.append(Run(loaded.name, arm.name, seed, config, arm_key(config), key, folder))
+            runs.append(Run(*names, config, arm_key(config), key, folder, tuple(warnings)))
     return runs
 
 
@@ -129,7 +132,7 @@ def in_place(value: Any, field: str, setting: Setting) -> Any:
 
 def _resolve(
     loaded: Loaded, arm: Arm, setting: Setting, data: Mapping[str, Any], overrides: list[str]
-) -> config_lib.ConfigDict:
+) -> tuple[config_lib.ConfigDict, list[str]]:
     path, schema = ROOT / "configs" / setting.config, common.get_config()
     try:
         own = config_lib.load(path, [*_texts(setting.fields), *_texts(data)], schema=schema)
@@ -139,11 +142,11 @@ def _resolve(
         shared = config_lib.load(path, asked, schema=schema)
         arm_fields = _texts(_values(arm.fields, shared, setting))
         config = config_lib.load(path, [*asked, *arm_fields], schema=schema)
-        config_lib.validate(config)
+        warnings = config_lib.validate(config)
     except UserError as error:
         text = str(error).replace("command line: ", "")
         raise UserError(f"{loaded.name}, arm {arm.name!r}: {text}") from error
-    return config
+    return config, warnings
 
 
 def _values(

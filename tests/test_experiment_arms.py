@@ -5,8 +5,10 @@ By default each different model is traced, which finds what does not fit togethe
 it: some twenty models that have to be compiled.
 """
 
+import csv
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +77,53 @@ def test_each_arm_takes_three_steps_and_evaluates(arms, results):
     assert result["steps"] >= 4, "a line of the log for each step and the evaluation"
     assert result["parameters"] > 1e4 and result["gflops"] > 0
     assert 0 <= result["metrics"]["bbox/AP"] <= 1 and math.isfinite(result["seconds_per_step"])
+
+
+TWO_ARMS = """'''Mirrored or not?'''
+
+from experiments.table import Arm, Table
+
+TABLE = Table(arms=[Arm("never", {"data.flip": 0.0}), Arm("always", {"data.flip": 1.0})])
+"""
+
+
+@pytest.mark.slow
+def test_real_runs_whose_runner_is_killed_three_times_end_as_undisturbed_ones(tmp_path):
+    (tmp_path / "mine.py").write_text(TWO_ARMS)
+    fields = {**experiment_arms.FIELDS, "train.num_steps": 300}
+    command = [
+        *(sys.executable, str(tiny_run.ROOT / "experiments" / "run.py"), str(tmp_path / "mine.py")),
+        *("--seeds", "2", *(f"--config.{name}={value}" for name, value in fields.items())),
+    ]
+
+    def start(workdir, kill):
+        """The lines of the runner's output, which is killed when a worker begins to train."""
+        process = subprocess.Popen(
+            [*command, "--workdir", str(tmp_path / workdir)],
+            env=tiny_run.environment(tmp_path / "cache"),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if kill and line.startswith("    step "):
+                process.kill()
+                break
+        process.communicate()
+        assert process.returncode == (-signal.SIGKILL if kill else 0), "".join(lines)
+        return lines
+
+    def outcome(workdir):
+        rows = list(csv.DictReader((tmp_path / workdir / "mine.csv").open()))
+        found = [(tmp_path / workdir / r["folder"] / "eval/results.json").read_text() for r in rows]
+        return [{**r, "seconds_per_step": None} for r in rows], found
+
+    start("killed", True)
+    for _ in range(2):
+        assert any("    resuming at step " in line for line in start("killed", True))
+    start("killed", False)
+    start("undisturbed", False)
+    assert outcome("killed") == outcome("undisturbed")
+    assert len(set(outcome("killed")[1])) == 4, "arms and seeds differ"
