@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.plan import Loaded
 
-NAMES = {"segm": "mask", "bbox": "box"}
+NAMES = {"segm": "mask", "bbox": "box", "keypoints": "keypoint"}
 
 
 def draw(path: Path, loaded: Loaded, columns: Mapping[str, Mapping[str, list[float]]]) -> str:

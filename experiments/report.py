@@ -12,7 +12,7 @@ from experiments.table import METRICS
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import write_atomic
 
-KINDS = {"segm": "masks", "bbox": "boxes"}
+KINDS = {"segm": "masks", "bbox": "boxes", "keypoints": "keypoints"}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 Results = Mapping[str, Sequence[dict[str, Any]]]  # by arm, of its finished runs
@@ -78,8 +78,7 @@ def _sections(
     yield f"### {loaded.name}, {setting}"
     source = f" Paper: {table.source}." if table.source else ""
     yield f"{loaded.question}{source}"
-    lead = table.judged[0].partition("/")[0]
-    for kind in sorted(KINDS, key=lambda kind: kind != lead):
+    for kind in _kinds(loaded, results):
         yield _markdown(loaded, results, kind)
     yield _cost_table(results)
     if sentences := list(_sentences(loaded, results)):
@@ -90,8 +89,17 @@ def _sections(
     yield note or f"![{loaded.name}]({picture})"
 
 
+def _kinds(loaded: plan.Loaded, results: Results) -> list[str]:
+    """What is measured, or the paper has figures of; first what the table is about."""
+    keys = {key for rows in results.values() for row in rows for key in row["metrics"]}
+    keys |= {*loaded.table.judged, *(key for arm in loaded.table.arms for key in arm.paper)}
+    lead = loaded.table.judged[0].partition("/")[0]
+    found = {key.partition("/")[0] for key in keys}
+    return sorted((kind for kind in KINDS if kind in found), key=lambda kind: kind != lead)
+
+
 def _markdown(loaded: plan.Loaded, results: Results, kind: str) -> str:
-    """AP of masks or boxes in percent, mean ± standard deviation, beside the paper's."""
+    """AP of one kind in percent, mean ± standard deviation, beside the paper's."""
     has_paper = any(key.startswith(kind) for arm in loaded.table.arms for key in arm.paper)
     paper = ["paper: AP / AP50 / AP75"] if has_paper else []
     lines = [[KINDS[kind], "seeds", *METRICS, *paper]]

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from experiments import costs, plan, report, worker  # noqa: E402
 from experiments.settings import SETTINGS, data_fields  # noqa: E402
+from experiments.table import Table  # noqa: E402
 from maskrcnn_jax import config as config_lib  # noqa: E402
 from maskrcnn_jax.errors import UserError  # noqa: E402
 from maskrcnn_jax.logs import write_atomic  # noqa: E402
@@ -46,10 +47,10 @@ def _main(argv: list[str] | None) -> int:
     workdir = args.workdir or Path("runs") / "experiments" / args.setting
     names = plan.table_names() if args.tables == ["all"] else args.tables
     tables = [plan.load_table(name) for name in names]
-    data = _data(args, overrides)
-    runs = {
-        t.name: plan.make_runs(t, setting, workdir, args.seeds, data, overrides) for t in tables
-    }
+    runs = {}
+    for table in tables:
+        data = _data(args, overrides, table.table)
+        runs[table.name] = plan.make_runs(table, setting, workdir, args.seeds, data, overrides)
     if not args.report:
         own = _shard([run for of_table in runs.values() for run in of_table], args.shard)
         for table in tables:
@@ -124,11 +125,12 @@ def _list() -> int:
     return 0
 
 
-def _data(args: argparse.Namespace, overrides: list[str]) -> dict:
+def _data(args: argparse.Namespace, overrides: list[str], table: Table) -> dict:
     if args.data is not None:
         if args.setting == "shapes":
             raise UserError("--data: the setting shapes generates its own; take real or coco")
-        return data_fields(args.data)
+        kind = "person_keypoints" if "model.keypoints" in table.base else "instances"
+        return data_fields(args.data, kind)
     named = any(text.startswith("data.train.annotations=") for text in overrides)
     if SETTINGS[args.setting].needs_data and not named:
         raise UserError(

@@ -73,19 +73,19 @@ SETTINGS = {
 }
 
 
-def data_fields(folder: Path) -> dict[str, Any]:
-    """The config's data fields for a folder laid out like COCO: annotations/instances_NAME.json
-    beside the pictures in NAME/, once with "train" and once with "val" in NAME."""
+def data_fields(folder: Path, kind: str = "instances") -> dict[str, Any]:
+    """The config's data fields for a folder laid out like COCO: annotations/KIND_NAME.json beside
+    the pictures in NAME/, once with "train" and once with "val" in NAME."""
     found: dict[str, Any] = {"data.name": "coco"}
     for split in ("train", "val"):
-        files = sorted((folder / "annotations").glob(f"instances_*{split}*.json"))
+        files = sorted((folder / "annotations").glob(f"{kind}_*{split}*.json"))
         if len(files) != 1:
             raise UserError(
-                f"--data {folder}: {len(files)} files are called annotations/instances_*{split}*"
+                f"--data {folder}: {len(files)} files are called annotations/{kind}_*{split}*"
                 f".json, there has to be one; else set the four fields --config.data.{split}."
                 "annotations=..., .images=..."
             )
-        images = folder / files[0].stem.removeprefix("instances_")
+        images = folder / files[0].stem.removeprefix(f"{kind}_")
         if not images.is_dir():
             raise UserError(f"--data {folder}: there is no folder {images} of {files[0].name}")
         found[f"data.{split}.annotations"] = str(files[0].resolve())

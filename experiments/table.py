@@ -22,7 +22,7 @@ class Arm:
 
     fields: config fields, "model.roi_pool", with their values as on COCO; a setting may put others
     in their place (`settings.Setting.instead`). paper: the paper's figures in percent, by metric,
-    made by `masks` and `boxes`.
+    made by `masks`, `boxes` and `keypoints`.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Table:
     base: fields that all arms share; the command line overrides these, but never an arm's.
     against: name of the arm that the others are compared with; the first by default.
     judged: metrics for whose differences the report says whether they exceed the noise; the kind of
-    the first ("segm" or "bbox") leads the report.
+    the first ("segm", "bbox", "keypoints") leads the report.
     source: where the paper's figures stand.
     """
 
@@ -56,6 +56,11 @@ def masks(*values: float) -> dict[str, float]:
 def boxes(*values: float) -> dict[str, float]:
     """The paper's box AP, AP50, AP75, and by size, as many as there are."""
     return _figures("bbox", values)
+
+
+def keypoints(*values: float) -> dict[str, float]:
+    """The paper's keypoint AP, AP50, AP75."""
+    return _figures("keypoints", values[:3])
 
 
 def _figures(kind: str, values: Sequence[float]) -> dict[str, float]:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from maskrcnn_jax import config_rules_data
+
 Fields = dict[str, Any]
 
 CHOICES = {
@@ -27,11 +29,11 @@ CHOICES = {
     "model.mask_loss": ("sigmoid", "softmax"),
     "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
-    "data.name": ("coco", "coco_2017", "shapes"),
     "data.on_bad_image": ("error", "skip"),
     "data.resize_rule": ("pillow", "torchvision", "matterport"),
     "eval.paste_rule": ("detectron2", "torchvision", "matterport"),
     "init.part": ("model", "backbone"),
+    "init.heads": ("strict", "match"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("step", "cosine", "constant"),
     "train.best_metric": tuple(
@@ -42,6 +44,9 @@ CHOICES = {
 }
 
 LENGTHS = {
+    "data.crop_range": 2,
+    "data.blur_sigma": 2,
+    "data.jpeg_quality": 2,
     "model.anchor_sizes": 5,
     "model.pixel_mean": 3,
     "model.pixel_std": 3,
@@ -50,7 +55,9 @@ LENGTHS = {
     "model.rpn_deltas_weights": 4,
 }
 
-NOT_EMPTY = ("model.anchor_ratios", "data.short", "optim.decay_rules", "optim.lr_rules")
+_RULES = ("optim.decay_rules", "optim.lr_rules")  # of (pattern, factor)
+
+NOT_EMPTY = ("model.anchor_ratios", "data.short", *_RULES, "optim.stages")
 
 
 def _fields(group: str, names: str) -> tuple[str, ...]:
@@ -69,7 +76,8 @@ POSITIVE = (
     *_fields("model", "mask_channels mask_fc_dim max_candidates max_detections"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
-    *_fields("optim", "base_lr base_batch gamma"),
+    *_fields("data", "blur_sigma jpeg_quality"),
+    *_fields("optim", "base_lr base_batch gamma layer_decay"),
     *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
     *_fields("eval", "batch_size"),
 )
@@ -79,14 +87,15 @@ NOT_NEGATIVE = (
     *_fields("model", "mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
     *_fields("data", "limit num_workers"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
-    *_fields("train", "seed early_stop"),
+    *_fields("train", "seed early_stop epochs min_steps"),
     *_fields("eval", "every num_pictures"),
 )
 FRACTIONS = (
     *_fields("model", "anchor_offset rpn_iou_thresholds rpn_positive_fraction rpn_nms_thresh"),
     *_fields("model", "roi_positive_fraction roi_iou_thresh cascade_ious score_thresh nms_thresh"),
-    *_fields("data", "flip color_jitter"),
-    *_fields("optim", "milestones warmup_factor"),
+    *_fields("data", "flip color_jitter flip_vertical rotate90 crop crop_range copy_paste blur"),
+    *_fields("data", "jpeg"),
+    *_fields("optim", "milestones warmup_factor stages"),
     *_fields("eval", "mask_thresh picture_thresh"),
 )
 BELOW_ONE = _fields("optim", "momentum b2 ema_decay")  # 1 would never forget
@@ -109,7 +118,9 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     errors = [*_single_fields(fields), *_texts(fields)]
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
-    errors = [*_model(fields), *_sizes(fields), *_data(fields, mode), *_schedule(fields)]
+    rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
+    rules += (_fine_tuning(fields), config_rules_data.check(fields))
+    errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 
 
@@ -140,8 +151,10 @@ def _single_fields(fields: Fields) -> Iterator[str]:
 
 
 def _texts(fields: Fields) -> Iterator[str]:
-    for field in ("optim.decay_rules", "optim.lr_rules"):
-        for pattern, _ in fields[field]:
+    patterns = {field: [p for p, _ in fields[field]] for field in _RULES}
+    patterns["optim.stages"] = [p for _, p in fields["optim.stages"]]
+    for field, texts in patterns.items():
+        for pattern in texts:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -270,6 +283,25 @@ def _schedule(fields: Fields) -> Iterator[str]:
         )
 
 
+def _fine_tuning(fields: Fields) -> Iterator[str]:
+    begins = [fraction for fraction, _ in fields["optim.stages"]]
+    if begins[0] != 0 or any(a >= b for a, b in zip(begins, begins[1:], strict=False)):
+        yield (
+            f"optim.stages={fields['optim.stages']!r} must begin at 0.0 and rise (fractions of "
+            "train.num_steps)"
+        )
+    if fields["optim.layer_decay"] > 1:
+        yield (
+            f"optim.layer_decay={fields['optim.layer_decay']} must be at most 1: the layers near "
+            "the image learn slower, not faster"
+        )
+    if fields["init.heads"] == "match" and fields["init.skip_heads"]:
+        yield (
+            "init.heads='match' takes the class heads by name and init.skip_heads=True leaves them "
+            "random; set init.skip_heads=false, or init.heads=strict"
+        )
+
+
 def _warnings(fields: Fields, mode: str) -> Iterator[str]:
     if mode != "train":
         return
@@ -281,7 +313,7 @@ def _warnings(fields: Fields, mode: str) -> Iterator[str]:
             "model.freeze_at=0"
         )
     steps, warmup = fields["train.num_steps"], fields["optim.warmup_steps"]
-    if warmup >= steps:
+    if warmup >= steps and not fields["train.epochs"]:
         yield (
             f"optim.warmup_steps={warmup} is not below train.num_steps={steps}: the learning rate "
             "never reaches its base value"

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import checkpoint, flight, initial, runtime
+from maskrcnn_jax import checkpoint, flight, initial, parameter_table, run_length, runtime
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.data import user_transforms
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator
@@ -55,6 +56,7 @@ FIXED = (
     "model.mask_fc_dim",
     "optim.name",
     "optim.lr_rules",
+    "optim.stages",
 )
 
 
@@ -77,15 +79,18 @@ class _Run:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
         runtime.check_batch("train.batch_size", config.train.batch_size, config.train.accumulate)
+        if config.data.albumentations:
+            user_transforms.build(config.data.albumentations)  # told before hours of preparing
         self.train_data, self.val_data = load_data(config, train=True)
         self.classes = classes_of(self.train_data)
+        derived = run_length.derive(config, self.train_data)
         workdir.mkdir(parents=True, exist_ok=True)
         self.store = checkpoint.Checkpoints(workdir, config.train.keep_last)
         self.start = self.store.latest_step or 0
         self.log = RunLog(
             workdir, self.start, config.train.num_steps, speaks=jax.process_index() == 0
         )
-        for line in runtime.describe_devices():
+        for line in (*runtime.describe_devices(), *derived):
             self.log.say(line)
         self.imported = self._adopt_preset()
         self.records = self._prepare_records()
@@ -109,7 +114,7 @@ class _Run:
             saved = checkpoint.read_meta(self.store.folder / str(self.start))["config"]
             initial.keep_preset(config, saved, say)
             return None
-        imported = initial.read_foreign(config, say)
+        imported = initial.read_foreign(config, say) or initial.read_run(config, say)
         if imported is not None:
             initial.adopt_preset(config, imported, say)
         return imported
@@ -119,7 +124,8 @@ class _Run:
         t, o = config.train, config.optim
         variables = jax.tree.map(np.asarray, init_variables(self.model, t.seed))
         if config.init.checkpoint and not self.start:
-            variables = initial.load_initial(config, variables, self.train_data, self.imported, say)
+            start = self.imported, say, self.log.table
+            variables = initial.load_initial(config, variables, self.train_data, *start)
             self.imported = None
         count = sum(x.size for x in jax.tree.leaves(variables["params"]))
         say(f"{count / 1e6:.2f} M parameters, {len(self.classes['names'])} classes")
@@ -130,6 +136,8 @@ class _Run:
         tx, schedule, trained = make_optimizer(
             variables["params"], o, config.model.freeze_at, t.num_steps, t.batch_size
         )
+        rows = parameter_table.describe(variables["params"], o, config.model.freeze_at, t.num_steps)
+        self.log.table("what is trained", parameter_table.HEADER, rows)
         step = make_train_step(
             self.model,
             tx,

@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, selection, targets
 from maskrcnn_jax.models.fpn import FPN
@@ -30,6 +30,7 @@ from maskrcnn_jax.models.roi_heads import BoxHead, MaskHead, MaskMLP
 from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
+from maskrcnn_jax.ops.leading_rows import leading_rows
 from maskrcnn_jax.ops.roi_align import multilevel_roi_align
 from maskrcnn_jax.settings import STRIDES, Settings
 from maskrcnn_jax.types import Batch, Detections, Losses, Proposals, Samples
@@ -85,14 +86,21 @@ class MaskRCNN(nn.Module):
         pyramid: dict[str, Float[Array, "B h w F"]],
         rois: Float[Array, "B R 4"],
         classes: Int[Array, "B R"],
+        count: Int[Array, ""] | None,
         train: bool,
     ) -> Float[Array, "B R T T"] | Float[Array, "B R T T C1"]:
         """Mask logits of each roi for its class, in the frame of the roi; where masks are
-        multinomial, for every class and the background."""
+        multinomial, for every class and the background.
+
+        count: only so many rois of each image are wanted (see `_wanted_rows`); None: all.
+        """
         pooled = self._pool(pyramid, rois, self.settings.mask_pool_size)
-        flat = pooled.reshape(-1, *pooled.shape[2:])
-        wanted = None if self.mask_rule.joint else classes.reshape(-1)
-        logits = self.mask_head(flat, wanted, train)
+        rows = (pooled, None if self.mask_rule.joint else classes)
+        if count is not None:
+            head, own = self.mask_head.unbind()
+            return leading_rows(partial(_apply_to_rows, head, train), own, rows, count)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        logits = self.mask_head(*flat, train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:
@@ -100,7 +108,7 @@ class MaskRCNN(nn.Module):
         pyramid = self.features(images, image_hw, True)
         rois = jnp.broadcast_to(jnp.array([0.0, 0.0, 16.0, 16.0]), (images.shape[0], 1, 4))
         classes = jnp.zeros(rois.shape[:2], jnp.int32)
-        masks = None if self.mask_head is None else self.masks(pyramid, rois, classes, True)
+        masks = None if self.mask_head is None else self.masks(pyramid, rois, classes, None, True)
         return self.propose(pyramid), self.boxes(pyramid, rois, True), masks
 
     def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
@@ -238,7 +246,8 @@ def forward_train(
         num_fg = mask_goals.shape[1]
         fg = samples.fg[:, :num_fg]
         classes = jnp.where(fg, samples.classes[:, :num_fg], 0)
-        mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], classes)
+        count = _wanted_rows(model, fg, mesh)
+        mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], classes, count)
         mask = model.mask_rule.loss(mask_logits, mask_goals, classes, fg)
 
     gather = jax.vmap(lambda x, i: x[i])
@@ -299,7 +308,8 @@ def forward_predict(
     )
     masks = None
     if model.mask_head is not None:
-        logits = model.apply(variables, pyramid, boxes, classes, False, method=model.masks)
+        count = _wanted_rows(model, valid, mesh)
+        logits = model.apply(variables, pyramid, boxes, classes, count, False, method=model.masks)
         masks = model.mask_rule.probabilities(logits, classes)
     boxes = selection.from_convention(s, boxes)
     return Detections(boxes, scores, classes, valid, masks, num_dropped)
@@ -321,6 +331,24 @@ def _pool_per_device(model: MaskRCNN, mesh: Mesh | None) -> MaskRCNN:
         return per_device(lambda *args: pool(*args, size), mesh)(levels, rois)
 
     return model.clone(pool=on_its_device)
+
+
+def _wanted_rows(
+    model: MaskRCNN, wanted: Bool[Array, "B R"], mesh: Mesh | None
+) -> Int[Array, ""] | None:
+    """The most rows that an image wants of the mask head, where computing no others pays.
+
+    That is on a CPU; None elsewhere, and where a norm takes its statistics over all rows. Wanted
+    rows come first.
+    """
+    is_one_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
+    if not is_one_cpu or getattr(model.mask_head, "norm", "none") == "batch":
+        return None
+    return wanted.sum(1).max()
+
+
+def _apply_to_rows(head: nn.Module, train: bool, variables: Any, rows: tuple) -> Array:
+    return head.apply(variables, *rows, train)
 
 
 def _assign(
