@@ -5,7 +5,7 @@ from experiments.trunks import C4
 
 TABLE = Table(
     source="arXiv 1703.06870, table 2c",
-    base=C4,
+    base=C4 | {"model.roi_sampling_ratio": 2},
     against="RoIAlign, average",
     judged=("segm/AP", "segm/AP75"),
     arms=[
