@@ -187,7 +187,7 @@ def launch(folder: Path) -> int:
     )
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with (folder / "log.txt").open("a") as log:
+        with (folder / "log.txt").open("a", buffering=1) as log:
             for line in process.stdout:
                 log.write(line)
                 print(f"    {line}", end="", flush=True)
