@@ -34,8 +34,9 @@ CHOICES = {
     "optim.schedule": ("step", "cosine", "constant"),
     "train.best_metric": tuple(
         f"{kind}/{metric}"
-        for kind in ("bbox", "segm")
+        for kind in ("bbox", "segm", "keypoints")
         for metric in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        if (kind, metric) != ("keypoints", "APs")  # COCO counts no keypoints of small objects
     ),
 }
 
@@ -65,17 +66,19 @@ POSITIVE = (
     *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
     *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
     *_fields("model", "mask_channels max_candidates max_detections"),
+    *_fields("model", "keypoint_pool_size keypoint_channels"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
     *_fields("optim", "base_lr base_batch gamma"),
     *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
-    *_fields("eval", "batch_size"),
+    *_fields("eval", "batch_size keypoint_sigmas"),
 )
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
     *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
     *_fields("model", "rpn_min_size box_min_size roi_level_eps delta_clamp"),
-    *_fields("data", "limit num_workers"),
+    *_fields("model", "keypoints keypoint_convs keypoint_loss_weight"),
+    *_fields("data", "limit num_workers keypoint_flip min_keypoints"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
     *_fields("train", "seed early_stop"),
     *_fields("eval", "every num_pictures"),
@@ -161,6 +164,7 @@ def _model(fields: Fields) -> Iterator[str]:
             "freeze random layers; set model.freeze_at=0, or init.checkpoint to trained weights"
         )
     yield from _group_norm(fields)
+    yield from _keypoints(fields)
     low, high = fields["model.rpn_iou_thresholds"]
     if low > high:
         yield f"model.rpn_iou_thresholds={(low, high)} must rise: (background, foreground)"
@@ -176,12 +180,40 @@ def _group_norm(fields: Fields) -> Iterator[str]:
     norms |= dict.fromkeys(_fields("model", "fpn_channels mask_channels"), "model.head_norm")
     if fields["model.box_convs"]:
         norms["model.box_channels"] = "model.head_norm"
+    if fields["model.keypoints"]:
+        norms["model.keypoint_channels"] = "model.head_norm"
     for field, norm in norms.items():
         if fields[norm] == "group" and fields[field] % 32 and 32 % fields[field]:
             yield (
                 f"{field}={fields[field]} with {norm}='group' must be a multiple or a divisor of "
                 "32, the number of groups"
             )
+
+
+def _keypoints(fields: Fields) -> Iterator[str]:
+    number, pairs = fields["model.keypoints"], fields["data.keypoint_flip"]
+    sigmas, best = fields["eval.keypoint_sigmas"], fields["train.best_metric"]
+    places = numbers(pairs)
+    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs) or any(
+        isinstance(place, float) for place in places
+    ):
+        yield f"data.keypoint_flip={pairs!r} must be pairs of places, as in ((1,2),(3,4))"
+    elif places and max(places) >= number:
+        yield (
+            f"data.keypoint_flip={pairs!r} names a keypoint that is not among the "
+            f"model.keypoints={number}, which are counted from 0"
+        )
+    elif len({place for pair in pairs for place in set(pair)}) != sum(len(set(p)) for p in pairs):
+        yield f"data.keypoint_flip={pairs!r} names a keypoint in two pairs; it has one partner"
+    if sigmas and len(numbers(sigmas)) != number:
+        yield (
+            f"eval.keypoint_sigmas={sigmas!r} has {len(numbers(sigmas))} values; give one for each "
+            f"of the model.keypoints={number}, or ()"
+        )
+    if best.startswith("keypoints/") and not number:
+        yield f"train.best_metric={best!r} is not measured, as model.keypoints=0; set another"
+    if fields["data.min_keypoints"] and not number:
+        yield f"data.min_keypoints={fields['data.min_keypoints']} needs model.keypoints above 0"
 
 
 def _sizes(fields: Fields) -> Iterator[str]:

@@ -19,22 +19,23 @@ def cache_dir(config: ConfigDict) -> Path:
 
 def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoData]:
     """The checked train (or None) and val sets that the config's `data` group names."""
-    d = config.data
+    d, number = config.data, config.model.keypoints
     cache = cache_dir(config)
     paths = {split: (d[split].annotations, d[split].images) for split in ("train", "val")}
     if d.name == "shapes":
         from maskrcnn_jax.data import shapes
 
         folder = cache / f"shapes_{d.shapes_train}_{d.shapes_val}"
-        paths = shapes.generate(folder, d.shapes_train, d.shapes_val)
+        paths = shapes.generate(folder, d.shapes_train, d.shapes_val, keypoints=number > 0)
     elif d.name == "coco_2017":
         from maskrcnn_jax.data import builder
 
-        paths = builder.download_coco_2017(cache)
-    val = load_coco(*paths["val"], on_bad_image=d.on_bad_image)
+        kind = "person_keypoints" if number else "instances"
+        paths = builder.download_coco_2017(cache, kind)
+    val = load_coco(*paths["val"], on_bad_image=d.on_bad_image, keypoints=number)
     if not train:
         return None, val
-    data = load_coco(*paths["train"], on_bad_image=d.on_bad_image)
+    data = load_coco(*paths["train"], on_bad_image=d.on_bad_image, keypoints=number)
     check_same_classes(data, val)
     return data, val
 

@@ -17,6 +17,7 @@ from maskrcnn_jax import (
     conventions,
     initial,
     postprocess,
+    postprocess_keypoints,
     preprocess,
     results,
     runtime,
@@ -61,6 +62,7 @@ class Evaluator:
         classes = classes or classes_of(data)
         self._names, self._category_ids = classes["names"], classes["category_ids"]
         self._data, self._eval, self._mesh, self._say = data, config.eval, mesh, say
+        self._kinds = results.IOU_TYPES + (("keypoints",) if model.settings.keypoints else ())
         self._skips = config.data.on_bad_image == "skip"
         self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
         size = (config.data.short_test, config.data.long_test)
@@ -117,7 +119,11 @@ class Evaluator:
         ids = [int(i) for i in self._data.image_ids if int(i) not in left_out]
         everything.sort(key=lambda e: (e["image_id"], -e["score"]))
         metrics, per_class, reasons = results.evaluate_coco(
-            self._data.annotations, everything, image_ids=ids
+            self._data.annotations,
+            everything,
+            self._kinds,
+            image_ids=ids,
+            keypoint_sigmas=self._eval.keypoint_sigmas,
         )
         if writes:
             report = {**metrics, "reasons": reasons, "step": step, "images": len(ids)}
@@ -177,15 +183,22 @@ class Evaluator:
         boxes, has_area = conventions.boxes_to_image(found.boxes, window, hw, rule)
         keep = has_area & found.valid
         boxes, scores, classes = boxes[keep], found.scores[keep], found.classes[keep]
+        keypoints = postprocess_keypoints.keypoints_to_image(
+            postprocess_keypoints.heatmaps_to_keypoints(found.keypoints[keep], found.boxes[keep]),
+            window,
+            hw,
+        )
         rles = [
             conventions.mask_to_rle(mask, box, hw, rule, self._eval.mask_thresh)
             for mask, box in zip(found.masks[keep], boxes, strict=True)
         ]
         if row < self._eval.num_pictures:
-            self._draw(row, boxes, scores, classes, rles, folder)
+            self._draw(row, boxes, scores, classes, rles, keypoints, folder)
         image_id = int(data.image_ids[row])
-        found = results.to_coco_results(boxes, scores, classes, rles, image_id, self._category_ids)
-        return [row for row in found if row["category_id"] in data.category_ids]
+        rows = results.to_coco_results(
+            boxes, scores, classes, rles, image_id, self._category_ids, keypoints
+        )
+        return [row for row in rows if row["category_id"] in data.category_ids]
 
     def _draw(
         self,
@@ -194,6 +207,7 @@ class Evaluator:
         scores: np.ndarray,
         classes: np.ndarray,
         rles: list,
+        keypoints: np.ndarray,
         folder: Path,
     ) -> None:
         data = self._data
@@ -208,6 +222,8 @@ class Evaluator:
             [instance_mask(data, int(i)) for i in own],
             data.names,
             min_side=_PICTURE_SIDE,
+            keypoints=data.inst_keypoints[own],
+            skeleton=data.skeleton,
         )
         sure = np.flatnonzero(scores >= self._eval.picture_thresh)
         masks = [postprocess.rle_to_mask(rles[i]) for i in sure]
@@ -219,6 +235,8 @@ class Evaluator:
             masks,
             self._names,
             min_side=_PICTURE_SIDE,
+            keypoints=keypoints[sure],
+            skeleton=data.skeleton,
         )
         path = folder / "pictures" / f"{int(data.image_ids[row])}.png"
         Image.fromarray(visualize.side_by_side(truth, seen)).save(path)
@@ -233,13 +251,21 @@ class Evaluator:
         folder: Path,
     ) -> None:
         kinds = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-        rows = [
-            [iou, *(f"{metrics[f'{iou}/{kind}']:.3f}" for kind in kinds)]
-            for iou in ("bbox", "segm")
-        ]
+        # COCO has no figure for keypoints of small objects.
+        shown = {name: f"{value:.3f}" for name, value in metrics.items()}
+        rows = [[iou, *(shown.get(f"{iou}/{kind}", "") for kind in kinds)] for iou in self._kinds]
         log.table(f"step {step}, {len(self._data.sizes)} images", ["", *kinds], rows)
-        header = ["class", "bbox AP", "segm AP", "objects", "found"]
-        cells = [[n, f"{b:.3f}", f"{m:.3f}", str(g), str(d)] for n, b, m, g, d in per_class]
+        aps = {"bbox": "bbox_ap", "segm": "segm_ap", "keypoints": "keypoints_ap"}
+        header = ["class", *(f"{kind} AP" for kind in self._kinds), "objects", "found"]
+        cells = [
+            [
+                row.name,
+                *(f"{getattr(row, aps[kind]):.3f}" for kind in self._kinds),
+                str(row.num_objects),
+                str(row.num_detections),
+            ]
+            for row in per_class
+        ]
         if cells:
             log.table("by class", header, cells)
         for text in sorted(set(reasons.values())):

@@ -1,7 +1,8 @@
 """The loss terms, element-wise parts and their normalisers in one place. All float32.
 
-Source: Detectron2 `RPN.losses`, `FastRCNNOutputLayers.losses`, `mask_rcnn_loss`. The sums run over
-the global batch, so that the value does not depend on the number of devices.
+Source: Detectron2 `RPN.losses`, `FastRCNNOutputLayers.losses`, `mask_rcnn_loss`,
+`keypoint_rcnn_loss`. The sums run over the global batch, so that the value does not depend on the
+number of devices.
 """
 
 import jax
@@ -66,6 +67,23 @@ def mask_loss(
     """Binary cross entropy of the roi's own class, mean over foreground rois and cells."""
     per_roi = optax.sigmoid_binary_cross_entropy(logits, targets).mean((-2, -1))
     return _masked_sum(per_roi, fg) / jnp.maximum(fg.sum(), 1)
+
+
+def keypoint_loss(
+    logits: Float[Array, "B R J T T"],
+    cells: Int[Array, "B R J"],
+    valid: Bool[Array, "B R J"],
+    normalizer: float | None = None,
+) -> Float[Array, ""]:
+    """Cross entropy over the cells of each keypoint's heatmap, summed over the valid keypoints.
+
+    cells: the row-major cell of the keypoint. normalizer: the sum is divided by it; None divides by
+    the number of valid keypoints. Source: Detectron2 `keypoint_rcnn_loss`.
+    """
+    flat = logits.reshape(*cells.shape, logits.shape[-2] * logits.shape[-1])
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(flat, cells)
+    count = jnp.maximum(valid.sum(), 1) if normalizer is None else normalizer
+    return _masked_sum(cross_entropy, valid) / count
 
 
 def _masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:

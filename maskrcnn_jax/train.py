@@ -44,6 +44,9 @@ FIXED = (
     "model.box_fc",
     "model.mask_channels",
     "model.mask_convs",
+    "model.keypoints",
+    "model.keypoint_channels",
+    "model.keypoint_convs",
     "optim.name",
     "optim.lr_rules",
 )
@@ -178,17 +181,20 @@ class _Run:
         return builder.prepare(self.train_data, folder, d.mask_side, d.on_bad_image)
 
     def _open_data(self) -> Iterator[Batch]:
-        from maskrcnn_jax.data import pipeline
+        from maskrcnn_jax.data import keypoints, pipeline
 
-        t = self.config.train
+        t, d = self.config.train, self.config.data
+        number, names = self.config.model.keypoints, self.train_data.keypoint_names
+        order = keypoints.flip_order(names, d.keypoint_flip, number) if d.flip else range(number)
         return pipeline.make_batches(
             self.records,
-            self.config.data,
+            d,
             t.batch_size,
             t.seed,
             start_step=self.start,
             num_steps=t.num_steps - self.start,
             host=(jax.process_index(), jax.process_count()),
+            keypoint_order=order,
         )
 
     def go(self) -> dict[str, float]:

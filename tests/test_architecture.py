@@ -50,6 +50,7 @@ FLOORS = {
     "weights.exporter": 3,
     "preprocess": 1,
     "postprocess": 1,
+    "postprocess_keypoints": 1,
     "preprocess_matterport": 1,
     "postprocess_matterport": 1,
     "conventions": 1,

@@ -2,9 +2,9 @@
 
 An example is a dict: image uint8 [h, w, 3] and for n objects boxes float32 [n, 4] and frames
 float32 [n, 4] (xyxy in pixels of the image), masks uint8 [n, S, S // 8] (bit-packed, covering the
-frame), and anything else with n rows. Masks follow their frames, so that resizing and cropping
-leave the bitmaps alone. Randomness is stateless: `seed` is an int32 pair, the same pair gives the
-same result, eagerly and inside tf.data.
+frame), classes, and in data sets that have them keypoints float32 [n, J, 3] (x, y, visibility).
+Masks follow their frames, so that resizing and cropping leave the bitmaps alone. Randomness is
+stateless: `seed` is an int32 pair, the same pair gives the same result, eagerly and inside tf.data.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ import tensorflow as tf
 
 Example = dict[str, tf.Tensor]
 
-# Per-object entries, from which rows are dropped together.
-OBJECT_KEYS = ("boxes", "frames", "masks", "classes")
+# Per-object entries, from which rows are dropped together; keypoints only where there are some.
+OBJECT_KEYS = ("boxes", "frames", "masks", "classes", "keypoints")
 
 _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], 1)
 _REVERSED_BITS = _REVERSED[:, 0]
@@ -61,14 +61,19 @@ def scale_objects(example: Example, old: tf.Tensor, new: tf.Tensor) -> Example:
     return _scale_geometry(example, scale, tf.zeros([2]))
 
 
-def flip(example: Example, probability: float, seed: tf.Tensor) -> Example:
-    """Mirrors left and right with the given probability."""
+def flip(
+    example: Example, probability: float, seed: tf.Tensor, keypoint_order: Sequence[int] = ()
+) -> Example:
+    """Mirrors left and right with the given probability. keypoint_order: as of `mirror`."""
     do = tf.random.stateless_uniform([], _fold(seed, 1)) < probability
-    return tf.cond(do, lambda: mirror(example), lambda: dict(example))
+    return tf.cond(do, lambda: mirror(example, keypoint_order), lambda: dict(example))
 
 
-def mirror(example: Example) -> Example:
-    """Mirrors image, boxes, frames and bitmaps left and right."""
+def mirror(example: Example, keypoint_order: Sequence[int] = ()) -> Example:
+    """Mirrors image, boxes, frames, bitmaps and keypoints left and right.
+
+    keypoint_order: for each keypoint the one whose place it takes: its partner on the other side.
+    """
     width = tf.cast(tf.shape(example["image"])[1], tf.float32)
 
     def mirror_boxes(boxes: tf.Tensor) -> tf.Tensor:
@@ -79,6 +84,10 @@ def mirror(example: Example) -> Example:
     # Reversed bytes in reversed order are reversed bits: no need to unpack.
     reversed_bytes = tf.reverse(example["masks"], [-1])
     masks = tf.gather(tf.constant(_REVERSED_BITS), tf.cast(reversed_bytes, tf.int32))
+    if "keypoints" in example:
+        x, y, visibility = tf.unstack(example["keypoints"], axis=-1)
+        points = tf.stack([width - x, y, visibility], axis=-1)
+        example = example | {"keypoints": tf.gather(points, list(keypoint_order), axis=1)}
     return example | {
         "image": tf.reverse(example["image"], [1]),
         "boxes": mirror_boxes(example["boxes"]),
@@ -149,6 +158,20 @@ def keep_some(example: Example, cap: int, seed: tf.Tensor) -> tuple[Example, tf.
     return _take(example, rows), n - kept
 
 
+def drop_outer_keypoints(example: Example) -> Example:
+    """Takes those outside of the picture for not labelled; all that are not become zeros.
+
+    The last step of all. Source: Detectron2 `transform_keypoint_annotations`.
+    """
+    if "keypoints" not in example:
+        return example
+    points = example["keypoints"]
+    limit = tf.cast(tf.shape(example["image"])[1::-1], tf.float32)
+    inside = tf.reduce_all((points[..., :2] >= 0) & (points[..., :2] <= limit), axis=-1)
+    labelled = inside & (points[..., 2] > 0)
+    return example | {"keypoints": tf.where(labelled[..., None], points, 0.0)}
+
+
 def unpack(masks: tf.Tensor) -> tf.Tensor:
     """Unpacks bitmaps uint8 [..., S, S // 8] to bool [..., S, S]."""
     bits = tf.bitwise.bitwise_and(masks[..., None], tf.constant(_BITS)) > 0
@@ -208,11 +231,15 @@ def _visible_bounds(
 
 def _scale_geometry(example: Example, scale: tf.Tensor, offset: tf.Tensor) -> Example:
     factor, shift = tf.tile(scale[::-1], [2]), tf.tile(offset[::-1], [2])
-    return example | {key: example[key] * factor - shift for key in ("boxes", "frames")}
+    scaled = {key: example[key] * factor - shift for key in ("boxes", "frames")}
+    if "keypoints" in example:
+        xy = example["keypoints"][..., :2] * factor[:2] - shift[:2]
+        scaled["keypoints"] = tf.concat([xy, example["keypoints"][..., 2:]], -1)
+    return example | scaled
 
 
 def _take(example: Example, rows: tf.Tensor) -> Example:
-    return example | {key: tf.gather(example[key], rows) for key in OBJECT_KEYS}
+    return example | {key: tf.gather(example[key], rows) for key in OBJECT_KEYS if key in example}
 
 
 def _blend(base: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

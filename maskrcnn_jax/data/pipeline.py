@@ -6,8 +6,7 @@ its own rows of it only, so the batch does not depend on how many hosts there ar
 resumes at any step without saved state.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -40,6 +39,7 @@ def make_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     host: tuple[int, int] = (0, 1),
+    keypoint_order: Sequence[int] = (),
 ) -> Iterator[Batch]:
     """Returns the training batches of steps start_step, start_step + 1, ... as NumPy arrays.
 
@@ -54,6 +54,8 @@ def make_batches(
       start_step: first step, for a run that resumes.
       num_steps: how many steps to make.
       host: index of this host and number of hosts.
+      keypoint_order: what a flip does to the keypoints, of `keypoints.flip_order`; its length is
+        their number in the records.
 
     Raises:
       UserError: no image is left after filtering, none of the canvases holds an image, or the
@@ -68,7 +70,7 @@ def make_batches(
     mine = slice(host[0] * local, (host[0] + 1) * local)
     plan = _plan(records, data_config, batch_size, seed, mine)
     stop = _NO_END if num_steps is None else start_step + num_steps
-    dataset = _dataset(records, data_config, plan, (start_step, stop), local)
+    dataset = _dataset(records, data_config, plan, (start_step, stop), local, keypoint_order)
     return _iterate(dataset)
 
 
@@ -100,6 +102,12 @@ def _plan(records: Records, config: ConfigDict, batch_size: int, seed: int, mine
         rows = rows[: config.limit]  # records are in the order of the image ids
     if config.filter_empty:
         rows = rows[records.num_instances[rows] > 0]
+    if config.min_keypoints:
+        rows = rows[records.num_keypoints[rows] >= config.min_keypoints]
+        if not len(rows):
+            raise UserError(
+                f"data.min_keypoints={config.min_keypoints} leaves no training image; lower it"
+            )
     if not len(rows):
         raise UserError(
             "data.filter_empty leaves no training image: none of the first "
@@ -123,6 +131,7 @@ def _dataset(
     plan: Plan,
     steps: tuple[int, int],
     local: int,
+    keypoint_order: Sequence[int],
 ) -> tf.data.Dataset:
     def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         canvas, rows, seeds = tf.numpy_function(
@@ -137,7 +146,8 @@ def _dataset(
         return tf.tile(canvas[None], [local, 1]), rows, seeds
 
     def finished(canvas: tf.Tensor, row: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = _augment(_read(records, config, row), config, seed)
+        example = _read(records, config, row, len(keypoint_order))
+        example = _augment(example, config, seed, keypoint_order)
         return _pad(example, config, row, canvas, seed)
 
     workers = config.num_workers or tf.data.AUTOTUNE
@@ -167,32 +177,29 @@ _PLAN_TYPES = (np.int32, np.int64, np.int32)
 _OBJECTS = {"boxes": np.float32, "frames": np.float32, "masks": np.uint8, "classes": np.int32}
 
 
-def _read(records: Records, config: ConfigDict, row: tf.Tensor) -> augment.Example:
+def _read(records: Records, config: ConfigDict, row: tf.Tensor, keypoints: int) -> augment.Example:
     """Reads one record, without its crowds, and decodes the picture."""
+    types = _OBJECTS | ({"keypoints": np.float32} if keypoints else {})
 
     def read(row: np.ndarray) -> tuple:
         record = records[int(row)]
-        return record["image"], *_objects_of(record)
+        keep = ~record["crowd"]
+        objects = (np.ascontiguousarray(record[k][keep], dtype=t) for k, t in types.items())
+        return record["image"], *objects
 
-    content, *objects = tf.numpy_function(read, [row], [tf.string, *_OBJECTS.values()])
-    image = tf.ensure_shape(decode_image(content), [None, None, 3])
-    return {"image": image} | _with_shapes(objects, config.mask_side)
-
-
-def _objects_of(record: dict[str, Any]) -> list[np.ndarray]:
-    keep = ~record["crowd"]
-    return [np.ascontiguousarray(record[k][keep], dtype=t) for k, t in _OBJECTS.items()]
-
-
-def _with_shapes(objects: list[tf.Tensor], side: int) -> augment.Example:
+    content, *objects = tf.numpy_function(read, [row], [tf.string, *types.values()])
+    side = config.mask_side
     shapes = {"boxes": [4], "frames": [4], "masks": [side, side // 8], "classes": []}
-    return {
+    shapes["keypoints"] = [keypoints, 3]
+    return {"image": tf.ensure_shape(decode_image(content), [None, None, 3])} | {
         key: tf.ensure_shape(value, [None, *shapes[key]])
-        for key, value in zip(_OBJECTS, objects, strict=True)
+        for key, value in zip(types, objects, strict=True)
     }
 
 
-def _augment(example: augment.Example, config: ConfigDict, seed: tf.Tensor) -> augment.Example:
+def _augment(
+    example: augment.Example, config: ConfigDict, seed: tf.Tensor, keypoint_order: Sequence[int]
+) -> augment.Example:
     if config.lsj_scale:
         example = augment.large_scale_jitter(
             example, tuple(config.lsj_scale), config.lsj_size, seed
@@ -200,10 +207,10 @@ def _augment(example: augment.Example, config: ConfigDict, seed: tf.Tensor) -> a
     else:
         example = augment.resize_shortest_edge(example, tuple(config.short), config.long, seed)
     if config.flip > 0:
-        example = augment.flip(example, config.flip, seed)
+        example = augment.flip(example, config.flip, seed, keypoint_order)
     if config.color_jitter > 0:
         example = augment.color_jitter(example, config.color_jitter, seed)
-    return example
+    return augment.drop_outer_keypoints(example)
 
 
 def _pad(
@@ -217,6 +224,7 @@ def _pad(
         padded = tf.pad(x, [[0, config.max_instances - n], *[[0, 0]] * (x.shape.rank - 1)])
         return tf.ensure_shape(padded, [config.max_instances, *x.shape[1:]])
 
+    no_keypoints = tf.zeros([config.max_instances, 0, 3])
     image = example["image"]
     image_hw = tf.shape(image)[:2]
     missing = canvas - image_hw
@@ -230,4 +238,7 @@ def _pad(
         "gt_masks": pad_objects(example["masks"]),
         "num_dropped": num_dropped,
         "index": tf.cast(row, tf.int32),
+        "gt_keypoints": pad_objects(example["keypoints"])
+        if "keypoints" in example
+        else no_keypoints,
     }

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, selection, targets
 from maskrcnn_jax.models.fpn import FPN
+from maskrcnn_jax.models.keypoints import UPSCALE, KeypointHead
 from maskrcnn_jax.models.resnet import ResNet
 from maskrcnn_jax.models.roi_heads import BoxHead, MaskHead
 from maskrcnn_jax.models.rpn import RPNHead
@@ -44,6 +45,7 @@ class MaskRCNN(nn.Module):
     mask_head: nn.Module
     pool: Callable  # (P2..P5, rois, size) -> [B, R, size, size, F]
     settings: Settings
+    keypoint_head: nn.Module | None = None
 
     def features(
         self,
@@ -91,13 +93,24 @@ class MaskRCNN(nn.Module):
         logits = self.mask_head(flat, classes.reshape(-1), train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
+    def keypoints(
+        self, pyramid: dict[str, Float[Array, "B h w F"]], rois: Float[Array, "B R 4"], train: bool
+    ) -> Float[Array, "B R J T T"]:
+        """Heatmap logits of each roi's keypoints, in the frame of the roi; J may be 0."""
+        if self.keypoint_head is None:
+            return jnp.zeros((*rois.shape[:2], 0, 1, 1))
+        pooled = self._pool(pyramid, rois, self.settings.keypoint_pool_size)
+        logits = self.keypoint_head(pooled.reshape(-1, *pooled.shape[2:]), train)
+        return logits.reshape(*rois.shape[:2], *logits.shape[1:])
+
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:
         """Runs every part once, so that `init` creates all parameters."""
         pyramid = self.features(images, image_hw, True)
         rois = jnp.broadcast_to(jnp.array([0.0, 0.0, 16.0, 16.0]), (images.shape[0], 1, 4))
         classes = jnp.zeros(rois.shape[:2], jnp.int32)
         masks = self.masks(pyramid, rois, classes, True)
-        return self.propose(pyramid), self.boxes(pyramid, rois, True), masks
+        keypoints = self.keypoints(pyramid, rois, True)
+        return self.propose(pyramid), self.boxes(pyramid, rois, True), masks, keypoints
 
     def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
         levels = {name: pyramid[name] for name in ("p2", "p3", "p4", "p5")}
@@ -146,6 +159,11 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
             num_classes=num_classes,
             **{f: config[f] for f in Settings.__dataclass_fields__ if f != "num_classes"},
         ),
+        keypoint_head=KeypointHead(
+            config.keypoints, config.keypoint_channels, config.keypoint_convs, **head_norm
+        )
+        if config.keypoints
+        else None,
     )
 
 
@@ -176,14 +194,16 @@ def forward_train(
     logits, deltas = model.apply(variables, pyramid, method=model.propose)
     frozen = jax.lax.stop_gradient((logits, deltas))
     stage = _per_device(lambda *args: _assign(s, *args), mesh)
-    (rows, rpn_fg, rpn_valid, rpn_deltas), samples, roi_deltas, mask_goals, num_proposals = stage(
+    rpn, samples, roi_deltas, mask_goals, keypoint_goals, num_proposals = stage(
         *frozen, batch, keys
     )
+    rows, rpn_fg, rpn_valid, rpn_deltas = rpn
     # Foreground rois fill the first slots, so that the mask head runs on these alone.
     num_fg = mask_goals.shape[1]
     class_logits, class_deltas = run(model.boxes, pyramid, samples.rois)
     fg_classes = jnp.where(samples.fg, samples.classes, 0)[:, :num_fg]
     mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], fg_classes)
+    keypoint_logits = run(model.keypoints, pyramid, samples.rois[:, :num_fg])
 
     gather = jax.vmap(lambda x, i: x[i])
     rpn_cls, rpn_box = losses.rpn_losses(
@@ -204,12 +224,16 @@ def forward_train(
         s.box_smooth_l1_beta,
     )
     mask = losses.mask_loss(mask_logits, mask_goals, samples.fg[:, :num_fg])
+    slots = s.keypoints * s.roi_positive_fraction * samples.fg.size
+    normalizer = None if s.keypoint_loss_by_visible else slots
+    keypoint = losses.keypoint_loss(keypoint_logits, *keypoint_goals, normalizer)
     terms = Losses(
         rpn_cls=s.rpn_loss_weight * rpn_cls,
         rpn_box=s.rpn_loss_weight * rpn_box,
         cls=s.box_loss_weight * cls,
         box=s.box_loss_weight * box,
         mask=s.mask_loss_weight * mask,
+        keypoint=s.keypoint_loss_weight * keypoint,
     )
     metrics = {
         "instances": batch.gt_valid.sum(),
@@ -254,8 +278,10 @@ def forward_predict(
         proposals, class_logits, class_deltas, window
     )
     masks = model.apply(variables, pyramid, boxes, classes, False, method=model.masks)
+    keypoints = model.apply(variables, pyramid, boxes, False, method=model.keypoints)
     boxes = selection.from_convention(s, boxes)
-    return Detections(boxes, scores, classes, valid, jax.nn.sigmoid(masks), num_dropped)
+    masks = jax.nn.sigmoid(masks)
+    return Detections(boxes, scores, classes, valid, masks, num_dropped, keypoints)
 
 
 def _per_device(stage: Callable, mesh: Mesh | None) -> Callable:
@@ -322,7 +348,14 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
             2 * s.mask_pool_size,
             crop={"align": targets.cut_aligned, "crop": targets.cut_crop_resized}[s.roi_pool],
         )
-        return rpn, samples, roi_deltas, masks, proposals.valid.sum()
+        keypoints = targets.keypoint_targets(
+            selection.from_convention(s, samples.rois[:num_fg]),
+            samples.matched_idxs[:num_fg],
+            image.gt_keypoints,
+            UPSCALE * s.keypoint_pool_size,
+        )
+        keypoints = (keypoints[0], keypoints[1] & samples.fg[:num_fg, None])
+        return rpn, samples, roi_deltas, masks, keypoints, proposals.valid.sum()
 
     # One image after another bounds the memory of the IoU matrix and of the unpacked bitmaps.
     slim = batch._replace(images=jnp.zeros((logits.shape[0],), jnp.uint8))
