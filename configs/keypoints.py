@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-FPN with keypoints on COCO's persons, after Detectron2's keypoint_rcnn_R_50_FPN_1x.
+"""Mask R-CNN R50-FPN with keypoints on COCO's persons, after Detectron2's keypoint_rcnn_R_50_FPN.
 
     python main.py --config configs/keypoints.py --workdir runs/keypoints \
         --config.data.train.annotations=COCO/annotations/person_keypoints_train2017.json \

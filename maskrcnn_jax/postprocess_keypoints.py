@@ -30,7 +30,8 @@ def heatmaps_to_keypoints(
         return found
     for maps, box, row in zip(heatmaps.astype(np.float32), boxes, found, strict=True):
         sides = np.maximum(box[2:] - box[:2], 1).astype(np.float32)
-        width, height = pixels = np.ceil(sides).astype(int)
+        pixels = np.ceil(sides)
+        width, height = (int(side) for side in pixels)
         for heatmap, place in zip(maps, row, strict=True):
             fine = resize_bicubic(heatmap, (height, width))
             y, x = divmod(int(fine.argmax()), width)

@@ -185,7 +185,9 @@ class _Run:
 
         t, d = self.config.train, self.config.data
         number, names = self.config.model.keypoints, self.train_data.keypoint_names
-        order = keypoints.flip_order(names, d.keypoint_flip, number) if d.flip else range(number)
+        order = (
+            keypoints.flip_order(names, d.keypoint_flip, number) if d.flip else tuple(range(number))
+        )
         return pipeline.make_batches(
             self.records,
             d,

@@ -87,7 +87,7 @@ def mirror(example: Example, keypoint_order: Sequence[int] = ()) -> Example:
     if "keypoints" in example:
         x, y, visibility = tf.unstack(example["keypoints"], axis=-1)
         points = tf.stack([width - x, y, visibility], axis=-1)
-        example = example | {"keypoints": tf.gather(points, list(keypoint_order), axis=1)}
+        example = example | {"keypoints": tf.gather(points, keypoint_order, axis=1)}
     return example | {
         "image": tf.reverse(example["image"], [1]),
         "boxes": mirror_boxes(example["boxes"]),

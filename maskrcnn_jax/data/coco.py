@@ -126,7 +126,7 @@ def load_coco(
         segmentations=list(segmentations),
         num_skipped=skips["images"].count,
         num_skipped_instances=skips["objects"].count,
-        inst_keypoints=np.array(points, np.float32).reshape(-1, keypoints, 3),
+        inst_keypoints=np.stack(points),
         keypoint_names=keypoint_names,
         skeleton=skeleton,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from maskrcnn_jax.errors import UserError
 
@@ -82,7 +82,7 @@ def parse_keypoints(path: Path, a: dict, number: int) -> Float[np.ndarray, "J 3"
 
 def flip_order(
     names: Sequence[str], pairs: Sequence[tuple[int, int]], number: int
-) -> Int[np.ndarray, " J"]:
+) -> tuple[int, ...]:
     """For each keypoint the one whose place it takes when the picture is mirrored.
 
     Args:
@@ -94,16 +94,14 @@ def flip_order(
     Raises:
       UserError: there are neither names nor pairs.
     """
-    order = np.arange(number)
-    if not number:
-        return order
-    if not pairs and not names:
+    order = list(range(number))
+    if number and not pairs and not names:
         raise UserError(
             "data.keypoint_flip is empty and the categories do not name their 'keypoints': which "
             "of them are left and right? Set data.keypoint_flip to the pairs that change places in "
             "a flip, as in ((1,2),(3,4)), or data.flip=0"
         )
-    if not pairs:
+    if number and not pairs:
         place = {name.lower(): i for i, name in enumerate(names)}
         partners = [(i, place.get(_mirrored(name.lower()), i)) for name, i in place.items()]
         pairs = [(i, partner) for i, partner in partners if i < partner]
@@ -111,7 +109,7 @@ def flip_order(
         logging.info("keypoints that change places in a flip: %s", told)
     for a, b in pairs:
         order[a], order[b] = b, a
-    return order
+    return tuple(order)
 
 
 def _mirrored(name: str) -> str:
