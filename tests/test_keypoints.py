@@ -62,9 +62,10 @@ def test_loss_is_the_cross_entropy_of_the_valid_keypoints(normalizer):
     for at in zip(*np.nonzero(valid), strict=True):
         flat = logits[at].ravel().astype(np.float64)
         total += np.log(np.exp(flat).sum()) - flat[cells[at]]
-    found = losses.keypoint_loss(*map(jnp.asarray, (logits, cells, valid)), normalizer)
+    logits, cells, mask = map(jnp.asarray, (logits, cells, valid))
+    found = losses.keypoint_loss(logits, cells, mask, normalizer)
     np.testing.assert_allclose(found, total / (normalizer or valid.sum()), rtol=1e-5)
-    grad = jax.grad(lambda x: losses.keypoint_loss(x, cells, jnp.zeros_like(valid)))
+    grad = jax.grad(lambda x: losses.keypoint_loss(x, cells, jnp.zeros_like(mask)))
     assert (grad(jnp.zeros_like(logits)) == 0).all()
 
 
@@ -172,7 +173,7 @@ def test_targets_and_decoding_are_inverse():
 
 def test_keypoints_return_to_the_picture():
     found = post.keypoints_to_image(
-        np.float32([[[10, 20, 0.3], [50, 100, 0.9]]]), (10, 0, 50, 100), (200, 20)
+        np.float32([[[10, 20, 0.3], [50, 100, 0.9]]]), (10.0, 0.0, 50.0, 100.0), (200, 20)
     )
     np.testing.assert_allclose(found, [[[0, 40, 0.3], [20, 200, 0.9]]], rtol=1e-6)
 
