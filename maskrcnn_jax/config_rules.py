@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from maskrcnn_jax import config_rules_data, config_rules_keypoints
+
 Fields = dict[str, Any]
 
 CHOICES = {
@@ -23,13 +25,15 @@ CHOICES = {
     "model.box_convention": ("continuous", "last_pixel"),
     "model.proposal_nms": ("level", "all"),
     "model.roi_pool": ("align", "crop"),
+    "model.mask_branch": ("fcn", "mlp", "none"),
+    "model.mask_loss": ("sigmoid", "softmax"),
     "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
-    "data.name": ("coco", "coco_2017", "shapes"),
     "data.on_bad_image": ("error", "skip"),
     "data.resize_rule": ("pillow", "torchvision", "matterport"),
     "eval.paste_rule": ("detectron2", "torchvision", "matterport"),
     "init.part": ("model", "backbone"),
+    "init.heads": ("strict", "match"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("step", "cosine", "constant"),
     "train.best_metric": tuple(
@@ -41,6 +45,9 @@ CHOICES = {
 }
 
 LENGTHS = {
+    "data.crop_range": 2,
+    "data.blur_sigma": 2,
+    "data.jpeg_quality": 2,
     "model.anchor_sizes": 5,
     "model.pixel_mean": 3,
     "model.pixel_std": 3,
@@ -49,7 +56,9 @@ LENGTHS = {
     "model.rpn_deltas_weights": 4,
 }
 
-NOT_EMPTY = ("model.anchor_ratios", "data.short", "optim.decay_rules", "optim.lr_rules")
+_RULES = ("optim.decay_rules", "optim.lr_rules")  # of (pattern, factor)
+
+NOT_EMPTY = ("model.anchor_ratios", "data.short", *_RULES, "optim.stages")
 
 
 def _fields(group: str, names: str) -> tuple[str, ...]:
@@ -65,29 +74,31 @@ POSITIVE = (
     *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
     *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
     *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
-    *_fields("model", "mask_channels max_candidates max_detections"),
+    *_fields("model", "mask_channels mask_fc_dim max_candidates max_detections"),
     *_fields("model", "keypoint_pool_size keypoint_channels"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
-    *_fields("optim", "base_lr base_batch gamma"),
+    *_fields("data", "blur_sigma jpeg_quality"),
+    *_fields("optim", "base_lr base_batch gamma layer_decay"),
     *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
     *_fields("eval", "batch_size keypoint_sigmas"),
 )
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
     *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
-    *_fields("model", "rpn_min_size box_min_size roi_level_eps delta_clamp"),
+    *_fields("model", "mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
     *_fields("model", "keypoints keypoint_convs keypoint_loss_weight"),
     *_fields("data", "limit num_workers keypoint_flip min_keypoints"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
-    *_fields("train", "seed early_stop"),
+    *_fields("train", "seed early_stop epochs min_steps"),
     *_fields("eval", "every num_pictures"),
 )
 FRACTIONS = (
     *_fields("model", "anchor_offset rpn_iou_thresholds rpn_positive_fraction rpn_nms_thresh"),
-    *_fields("model", "roi_positive_fraction roi_iou_thresh score_thresh nms_thresh"),
-    *_fields("data", "flip color_jitter"),
-    *_fields("optim", "milestones warmup_factor"),
+    *_fields("model", "roi_positive_fraction roi_iou_thresh cascade_ious score_thresh nms_thresh"),
+    *_fields("data", "flip color_jitter flip_vertical rotate90 crop crop_range copy_paste blur"),
+    *_fields("data", "jpeg"),
+    *_fields("optim", "milestones warmup_factor stages"),
     *_fields("eval", "mask_thresh picture_thresh"),
 )
 BELOW_ONE = _fields("optim", "momentum b2 ema_decay")  # 1 would never forget
@@ -110,7 +121,9 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     errors = [*_single_fields(fields), *_texts(fields)]
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
-    errors = [*_model(fields), *_sizes(fields), *_data(fields, mode), *_schedule(fields)]
+    rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
+    rules += (_fine_tuning(fields), config_rules_data.check(fields))
+    errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 
 
@@ -141,8 +154,10 @@ def _single_fields(fields: Fields) -> Iterator[str]:
 
 
 def _texts(fields: Fields) -> Iterator[str]:
-    for field in ("optim.decay_rules", "optim.lr_rules"):
-        for pattern, _ in fields[field]:
+    patterns = {field: [p for p, _ in fields[field]] for field in _RULES}
+    patterns["optim.stages"] = [p for _, p in fields["optim.stages"]]
+    for field, texts in patterns.items():
+        for pattern in texts:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -164,7 +179,14 @@ def _model(fields: Fields) -> Iterator[str]:
             "freeze random layers; set model.freeze_at=0, or init.checkpoint to trained weights"
         )
     yield from _group_norm(fields)
-    yield from _keypoints(fields)
+    yield from _cascade(fields)
+    yield from config_rules_keypoints.check(fields)
+    best = fields["train.best_metric"]
+    if fields["model.mask_branch"] == "none" and best.startswith("segm/"):
+        yield (
+            f"train.best_metric={best!r} needs masks, but model.mask_branch='none'; set "
+            f"train.best_metric={best.replace('segm', 'bbox')!r}"
+        )
     low, high = fields["model.rpn_iou_thresholds"]
     if low > high:
         yield f"model.rpn_iou_thresholds={(low, high)} must rise: (background, foreground)"
@@ -172,6 +194,24 @@ def _model(fields: Fields) -> Iterator[str]:
         yield (
             f"model.max_candidates={fields['model.max_candidates']} is below model.max_detections="
             f"{fields['model.max_detections']}; every detection is a candidate first"
+        )
+
+
+def _cascade(fields: Fields) -> Iterator[str]:
+    ious, first = fields["model.cascade_ious"], fields["model.roi_iou_thresh"]
+    if not ious:
+        return
+    if any(isinstance(iou, tuple) for iou in ious):
+        yield f"model.cascade_ious={ious!r} must be plain numbers, as in (0.5,0.6,0.7)"
+    elif ious[0] != first:
+        yield (
+            f"model.cascade_ious={ious!r} begins with another IoU than model.roi_iou_thresh="
+            f"{first}, by which the rois of the first stage are sampled; set the same"
+        )
+    if not fields["model.class_agnostic_boxes"]:
+        yield (
+            f"model.cascade_ious={ious!r}: the boxes of a cascade are class-agnostic; set "
+            "model.class_agnostic_boxes=true"
         )
 
 
@@ -188,32 +228,6 @@ def _group_norm(fields: Fields) -> Iterator[str]:
                 f"{field}={fields[field]} with {norm}='group' must be a multiple or a divisor of "
                 "32, the number of groups"
             )
-
-
-def _keypoints(fields: Fields) -> Iterator[str]:
-    number, pairs = fields["model.keypoints"], fields["data.keypoint_flip"]
-    sigmas, best = fields["eval.keypoint_sigmas"], fields["train.best_metric"]
-    places = numbers(pairs)
-    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs) or any(
-        isinstance(place, float) for place in places
-    ):
-        yield f"data.keypoint_flip={pairs!r} must be pairs of places, as in ((1,2),(3,4))"
-    elif places and max(places) >= number:
-        yield (
-            f"data.keypoint_flip={pairs!r} names a keypoint that is not among the "
-            f"model.keypoints={number}, which are counted from 0"
-        )
-    elif len({place for pair in pairs for place in set(pair)}) != sum(len(set(p)) for p in pairs):
-        yield f"data.keypoint_flip={pairs!r} names a keypoint in two pairs; it has one partner"
-    if sigmas and len(numbers(sigmas)) != number:
-        yield (
-            f"eval.keypoint_sigmas={sigmas!r} has {len(numbers(sigmas))} values; give one for each "
-            f"of the model.keypoints={number}, or ()"
-        )
-    if best.startswith("keypoints/") and not number:
-        yield f"train.best_metric={best!r} is not measured, as model.keypoints=0; set another"
-    if fields["data.min_keypoints"] and not number:
-        yield f"data.min_keypoints={fields['data.min_keypoints']} needs model.keypoints above 0"
 
 
 def _sizes(fields: Fields) -> Iterator[str]:
@@ -275,6 +289,25 @@ def _schedule(fields: Fields) -> Iterator[str]:
         )
 
 
+def _fine_tuning(fields: Fields) -> Iterator[str]:
+    begins = [fraction for fraction, _ in fields["optim.stages"]]
+    if begins[0] != 0 or any(a >= b for a, b in zip(begins, begins[1:], strict=False)):
+        yield (
+            f"optim.stages={fields['optim.stages']!r} must begin at 0.0 and rise (fractions of "
+            "train.num_steps)"
+        )
+    if fields["optim.layer_decay"] > 1:
+        yield (
+            f"optim.layer_decay={fields['optim.layer_decay']} must be at most 1: the layers near "
+            "the image learn slower, not faster"
+        )
+    if fields["init.heads"] == "match" and fields["init.skip_heads"]:
+        yield (
+            "init.heads='match' takes the class heads by name and init.skip_heads=True leaves them "
+            "random; set init.skip_heads=false, or init.heads=strict"
+        )
+
+
 def _warnings(fields: Fields, mode: str) -> Iterator[str]:
     if mode != "train":
         return
@@ -286,10 +319,16 @@ def _warnings(fields: Fields, mode: str) -> Iterator[str]:
             "model.freeze_at=0"
         )
     steps, warmup = fields["train.num_steps"], fields["optim.warmup_steps"]
-    if warmup >= steps:
+    if warmup >= steps and not fields["train.epochs"]:
         yield (
             f"optim.warmup_steps={warmup} is not below train.num_steps={steps}: the learning rate "
             "never reaches its base value"
+        )
+    side, cells = fields["data.mask_side"], 2 * fields["model.mask_pool_size"]
+    if side < 2 * cells and fields["model.mask_branch"] != "none":
+        yield (
+            f"data.mask_side={side}: bitmaps this coarse blur masks of {cells} x {cells} cells "
+            f"(model.mask_pool_size={cells // 2}); set data.mask_side={-(-2 * cells // 8) * 8}"
         )
     yield from _canvas_gaps(fields)
 

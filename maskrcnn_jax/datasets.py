@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import runtime
+from maskrcnn_jax import own_data, runtime
+from maskrcnn_jax.data import registry
 from maskrcnn_jax.data.coco import CocoData, check_same_classes, load_coco
 from maskrcnn_jax.errors import UserError
 
@@ -21,6 +22,10 @@ def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoDat
     """The checked train (or None) and val sets that the config's `data` group names."""
     d, number = config.data, config.model.keypoints
     cache = cache_dir(config)
+    if d.name not in registry.BUILT_IN:
+        val = _with_keypoints(own_data.load_own(config, cache, "val"), number)
+        data = _with_keypoints(own_data.load_own(config, cache, "train"), number) if train else None
+        return _same_classes(data, val)
     paths = {split: (d[split].annotations, d[split].images) for split in ("train", "val")}
     if d.name == "shapes":
         from maskrcnn_jax.data import shapes
@@ -32,12 +37,25 @@ def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoDat
 
         kind = "person_keypoints" if number else "instances"
         paths = builder.download_coco_2017(cache, kind)
-    val = load_coco(*paths["val"], on_bad_image=d.on_bad_image, keypoints=number)
-    if not train:
-        return None, val
-    data = load_coco(*paths["train"], on_bad_image=d.on_bad_image, keypoints=number)
-    check_same_classes(data, val)
-    return data, val
+    options = {"on_bad_image": d.on_bad_image, "keypoints": number}
+    val = load_coco(*paths["val"], **options)
+    return _same_classes(load_coco(*paths["train"], **options) if train else None, val)
+
+
+def _with_keypoints(data: CocoData, number: int) -> CocoData:
+    found = data.inst_keypoints.shape[1]
+    if number and found != number:
+        raise UserError(
+            f"{data.annotations}: the data set of this module has {found} keypoints, but "
+            f"model.keypoints={number}; return `load_coco(..., keypoints={number})` from its maker"
+        )
+    return data
+
+
+def _same_classes(train: CocoData | None, val: CocoData) -> tuple[CocoData | None, CocoData]:
+    if train is not None:
+        check_same_classes(train, val)
+    return train, val
 
 
 def classes_of(data: CocoData) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from maskrcnn_jax.data.coco import CocoData, instance_mask
 from maskrcnn_jax.datasets import check_classes, classes_of, load_data
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
-from maskrcnn_jax.models.mask_rcnn import MaskRCNN, build, forward_predict
+from maskrcnn_jax.models.families import build, forward_predict
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.types import Detections
 
@@ -62,7 +63,8 @@ class Evaluator:
         classes = classes or classes_of(data)
         self._names, self._category_ids = classes["names"], classes["category_ids"]
         self._data, self._eval, self._mesh, self._say = data, config.eval, mesh, say
-        self._kinds = results.IOU_TYPES + (("keypoints",) if model.settings.keypoints else ())
+        self._iou_types = results.IOU_TYPES if model.mask_head is not None else ("bbox",)
+        self._iou_types += ("keypoints",) if model.settings.keypoints else ()
         self._skips = config.data.on_bad_image == "skip"
         self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
         size = (config.data.short_test, config.data.long_test)
@@ -98,7 +100,7 @@ class Evaluator:
                 program = self._programs.get(batch.canvas, variables, *inputs)
                 out = program(variables, *inputs)
                 found += _collect(waiting)
-                host = Detections(*(runtime.local_rows(x) for x in out))
+                host = jax.tree.map(runtime.local_rows, out)
                 rows = self._own(batch.rows)
                 dropped += int(host.num_dropped[rows >= 0].sum())
                 waiting = [
@@ -121,8 +123,8 @@ class Evaluator:
         metrics, per_class, reasons = results.evaluate_coco(
             self._data.annotations,
             everything,
-            self._kinds,
-            image_ids=ids,
+            self._iou_types,
+            ids,
             keypoint_sigmas=self._eval.keypoint_sigmas,
         )
         if writes:
@@ -188,10 +190,14 @@ class Evaluator:
             window,
             hw,
         )
-        rles = [
-            conventions.mask_to_rle(mask, box, hw, rule, self._eval.mask_thresh)
-            for mask, box in zip(found.masks[keep], boxes, strict=True)
-        ]
+        rles = (
+            found.masks
+            if found.masks is None
+            else [
+                conventions.mask_to_rle(mask, box, hw, rule, self._eval.mask_thresh)
+                for mask, box in zip(found.masks[keep], boxes, strict=True)
+            ]
+        )
         if row < self._eval.num_pictures:
             self._draw(row, boxes, scores, classes, rles, keypoints, folder)
         image_id = int(data.image_ids[row])
@@ -206,7 +212,7 @@ class Evaluator:
         boxes: np.ndarray,
         scores: np.ndarray,
         classes: np.ndarray,
-        rles: list,
+        rles: list | None,
         keypoints: np.ndarray,
         folder: Path,
     ) -> None:
@@ -226,7 +232,7 @@ class Evaluator:
             skeleton=data.skeleton,
         )
         sure = np.flatnonzero(scores >= self._eval.picture_thresh)
-        masks = [postprocess.rle_to_mask(rles[i]) for i in sure]
+        masks = [] if rles is None else [postprocess.rle_to_mask(rles[i]) for i in sure]
         seen = visualize.draw(
             image,
             boxes[sure],
@@ -253,18 +259,16 @@ class Evaluator:
         kinds = ("AP", "AP50", "AP75", "APs", "APm", "APl")
         # COCO has no figure for keypoints of small objects.
         shown = {name: f"{value:.3f}" for name, value in metrics.items()}
-        rows = [[iou, *(shown.get(f"{iou}/{kind}", "") for kind in kinds)] for iou in self._kinds]
+        rows = [
+            [iou, *(shown.get(f"{iou}/{kind}", "") for kind in kinds)] for iou in self._iou_types
+        ]
         log.table(f"step {step}, {len(self._data.sizes)} images", ["", *kinds], rows)
-        aps = {"bbox": "bbox_ap", "segm": "segm_ap", "keypoints": "keypoints_ap"}
-        header = ["class", *(f"{kind} AP" for kind in self._kinds), "objects", "found"]
+        header = ["class", *(f"{iou} AP" for iou in self._iou_types), "objects", "found"]
         cells = [
-            [
-                row.name,
-                *(f"{getattr(row, aps[kind]):.3f}" for kind in self._kinds),
-                str(row.num_objects),
-                str(row.num_detections),
-            ]
-            for row in per_class
+            [c.name]
+            + [f"{ap:.3f}" for ap in (c.bbox_ap, c.segm_ap, c.keypoints_ap) if ap is not None]
+            + [str(c.num_objects), str(c.num_detections)]
+            for c in per_class
         ]
         if cells:
             log.table("by class", header, cells)

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import checkpoint, flight, initial, runtime
+from maskrcnn_jax import checkpoint, flight, initial, parameter_table, run_length, runtime
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.data import user_transforms
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator
 from maskrcnn_jax.logs import RunLog, StepClock
-from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.train_step import COUNTS, TrainState, init_state, init_variables, make_train_step
 from maskrcnn_jax.types import Batch
@@ -26,10 +27,11 @@ from maskrcnn_jax.types import Batch
 # Metrics are read this many steps late, so that the device never waits for the host.
 LAG = 2
 
-# A run cannot go on under another value of what begins so: the state would have other shapes.
+# A run cannot go on under another value of these: the state would have other shapes.
 FIXED = (
     "model.depth",
     "model.width",
+    "model.width_per_group",
     "model.groups",
     "model.norm",
     "model.head_norm",
@@ -41,14 +43,23 @@ FIXED = (
     "model.box_pool_size",
     "model.box_convs",
     "model.box_channels",
-    "model.box_fc",
+    "model.box_fcs",
+    "model.box_fc_dim",
+    "model.class_agnostic_boxes",
+    "model.cascade_ious",
+    "model.mask_branch",
+    "model.mask_loss",
+    "model.class_agnostic_masks",
     "model.mask_channels",
     "model.mask_convs",
+    "model.mask_fcs",
+    "model.mask_fc_dim",
     "model.keypoints",
     "model.keypoint_channels",
     "model.keypoint_convs",
     "optim.name",
     "optim.lr_rules",
+    "optim.stages",
 )
 
 
@@ -71,20 +82,23 @@ class _Run:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
         runtime.check_batch("train.batch_size", config.train.batch_size, config.train.accumulate)
+        if config.data.albumentations:
+            user_transforms.build(config.data.albumentations)  # told before hours of preparing
         self.train_data, self.val_data = load_data(config, train=True)
         self.classes = classes_of(self.train_data)
+        derived = run_length.derive(config, self.train_data)
         workdir.mkdir(parents=True, exist_ok=True)
         self.store = checkpoint.Checkpoints(workdir, config.train.keep_last)
         self.start = self.store.latest_step or 0
         self.log = RunLog(
             workdir, self.start, config.train.num_steps, speaks=jax.process_index() == 0
         )
-        for line in runtime.describe_devices():
+        for line in (*runtime.describe_devices(), *derived):
             self.log.say(line)
         self.imported = self._adopt_preset()
         self.records = self._prepare_records()
         self.mesh = runtime.make_mesh()
-        self.model = mask_rcnn.build(config.model, len(self.train_data.names))
+        self.model = families.build(config.model, len(self.train_data.names))
         self.evaluator = Evaluator(self.model, self.val_data, config, self.mesh, self.log.say)
         self.window: list[dict[str, float]] = []  # metrics since the last line of the log
         self.state = self._resume(self._fresh_state()) if self.start else self._fresh_state()
@@ -103,7 +117,7 @@ class _Run:
             saved = checkpoint.read_meta(self.store.folder / str(self.start))["config"]
             initial.keep_preset(config, saved, say)
             return None
-        imported = initial.read_foreign(config, say)
+        imported = initial.read_foreign(config, say) or initial.read_run(config, say)
         if imported is not None:
             initial.adopt_preset(config, imported, say)
         return imported
@@ -113,7 +127,8 @@ class _Run:
         t, o = config.train, config.optim
         variables = jax.tree.map(np.asarray, init_variables(self.model, t.seed))
         if config.init.checkpoint and not self.start:
-            variables = initial.load_initial(config, variables, self.train_data, self.imported, say)
+            start = self.imported, say, self.log.table
+            variables = initial.load_initial(config, variables, self.train_data, *start)
             self.imported = None
         count = sum(x.size for x in jax.tree.leaves(variables["params"]))
         say(f"{count / 1e6:.2f} M parameters, {len(self.classes['names'])} classes")
@@ -124,6 +139,8 @@ class _Run:
         tx, schedule, trained = make_optimizer(
             variables["params"], o, config.model.freeze_at, t.num_steps, t.batch_size
         )
+        rows = parameter_table.describe(variables["params"], o, config.model.freeze_at, t.num_steps)
+        self.log.table("what is trained", parameter_table.HEADER, rows)
         step = make_train_step(
             self.model,
             tx,
@@ -161,7 +178,7 @@ class _Run:
             self.log.say(
                 f"changed since step {self.start}: config.{f}: {before[f]!r} -> {now[f]!r}"
             )
-        fixed = [f for f in changed if f.startswith(FIXED)]
+        fixed = [f for f in changed if f in FIXED]
         ema = "optim.ema_decay"
         if bool(before.get(ema, now[ema])) != bool(now[ema]):
             fixed.append(ema)
@@ -185,9 +202,7 @@ class _Run:
 
         t, d = self.config.train, self.config.data
         number, names = self.config.model.keypoints, self.train_data.keypoint_names
-        order = (
-            keypoints.flip_order(names, d.keypoint_flip, number) if d.flip else tuple(range(number))
-        )
+        order = keypoints.flip_order(names, d.keypoint_flip, number, mirrors=_mirrors(d))
         return pipeline.make_batches(
             self.records,
             d,
@@ -334,6 +349,11 @@ class _Run:
             self._save(done)
             self.store.close()
             raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from it")
+
+
+def _mirrors(d: ConfigDict) -> bool:
+    """Whether left and right ever change places in a training picture."""
+    return d.flip > 0 or d.flip_vertical > 0
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Batch(NamedTuple):
     gt_masks: Array  # uint8 [B, G, S, S // 8], bit-packed
     num_dropped: Array  # int32 [B], instances beyond the cap G
     index: Array  # int32 [B], row of the example in the data set, for messages
-    gt_keypoints: Array  # float32 [B, G, J, 3]: x, y, and 0 where not labelled; J may be 0
+    # float32 [B, G, J, 3]: x, y, and 0 not labelled, 1 hidden or 2 visible; J may be 0.
+    gt_keypoints: Array
 
 
 class Proposals(NamedTuple):
@@ -62,7 +63,8 @@ class Detections(NamedTuple):
     scores: Array  # float32 [B, D]
     classes: Array  # int32 [B, D]
     valid: Array  # bool [B, D]
-    masks: Array  # float32 [B, D, S, S], probabilities in the frame of the box
+    masks: Array | None  # float32 [B, D, S, S], probabilities in the frame of the box; None of a
+    # model without masks
     num_dropped: Array  # int32 [B], candidates beyond the cap before NMS
     keypoints: Array  # float32 [B, D, J, T, T], logits in the frame of the box; J may be 0
 
@@ -74,5 +76,5 @@ class Losses(NamedTuple):
     rpn_box: Array
     cls: Array
     box: Array
-    mask: Array
-    keypoint: Array  # 0 in a model without keypoints
+    mask: Array  # 0 of a model without masks
+    keypoint: Array  # 0 of a model without keypoints

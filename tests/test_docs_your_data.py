@@ -100,7 +100,7 @@ def test_the_convert_commands(block, kind, tmp_path, monkeypatch, request):
 
 
 def test_every_tool_has_its_three_commands():
-    sections = PAGE.read_text().split("\n## ")[1:-1]
+    sections = [s for s in PAGE.read_text().split("\n## ") if "\nmaskrcnn convert" in s]
     assert len(sections) >= 4
     for section in sections:
         first = re.search(r"```sh\n(.*?)```", section, re.DOTALL).group(1)

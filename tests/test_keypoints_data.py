@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from configs.common import get_config
 from maskrcnn_jax import visualize
-from maskrcnn_jax.data import augment, keypoints, shapes
+from maskrcnn_jax.data import augment, augment_geometry, copy_paste, keypoints, shapes
 from maskrcnn_jax.data.builder import prepare
 from maskrcnn_jax.data.coco import load_coco
 from maskrcnn_jax.data.pipeline import make_batches
@@ -102,6 +102,7 @@ def test_partners_may_be_given():
     assert len(keypoints.flip_order((), (), 0)) == 0
     with pytest.raises(UserError, match="data.keypoint_flip"):
         keypoints.flip_order((), (), 3)
+    assert keypoints.flip_order((), (), 3, mirrors=False) == (0, 1, 2)
 
 
 def example():
@@ -114,7 +115,12 @@ def example():
     masks = np.full((1, 16, 2), 255, np.uint8)
     classes = np.zeros(1, np.int32)
     entries = {"image": image, "boxes": box, "frames": box, "masks": masks, "classes": classes}
-    return {k: tf.constant(v) for k, v in (entries | {"keypoints": points}).items()}
+    entries |= {"keypoints": points, "keypoint_order": np.int32([0, 2, 1])}
+    return {k: tf.constant(v) for k, v in entries.items()}
+
+
+def finished(example):
+    return augment.drop_outer_keypoints(example, tf.shape(example["image"])[:2])
 
 
 def colors_at(found):
@@ -128,16 +134,34 @@ def colors_at(found):
 
 
 def test_a_flip_swaps_the_partners():
-    order = [0, 2, 1]
-    found = augment.drop_outer_keypoints(augment.mirror(example(), order))
+    found = finished(augment.mirror(example()))
     np.testing.assert_array_equal(
         found["keypoints"], [[[49.5, 8.5, 2], [9.5, 30.5, 2], [29.5, 20.5, 1]]]
     )
     assert colors_at(found) == [0, 2, 1]
-    back = augment.mirror(found, order)
+    back = augment.mirror(found)
     np.testing.assert_array_equal(back["keypoints"], example()["keypoints"])
-    twice = augment.flip(example(), 1.0, tf.constant([1, 2]), order)
-    np.testing.assert_array_equal(twice["keypoints"], found["keypoints"])
+    again = augment.flip(example(), 1.0, tf.constant([1, 2]))
+    np.testing.assert_array_equal(again["keypoints"], found["keypoints"])
+    # Upside down is a mirror, too: of a face so mirrored the left eye is the right one.
+    assert colors_at(augment_geometry.mirror_vertical(example())) == [0, 2, 1]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_turn_keeps_left_and_right(turns):
+    found = finished(augment_geometry.rotate(example(), tf.constant(turns)))
+    assert colors_at(found) == [0, 1, 2]
+
+
+def test_pasted_objects_bring_their_keypoints_and_hide_others():
+    below, above = example(), example()
+    # A small object over the second keypoint alone.
+    above["boxes"] = above["frames"] = tf.constant([[26.0, 16.0, 36.0, 26.0]])
+    above["keypoints"] = tf.constant([[[31.5, 21.5, 2.0], [70.0, 10.0, 2.0], [0.0, 0.0, 0.0]]])
+    below["keypoints"] = below["keypoints"] * [1, 1, 0] + [0, 0, 2]
+    found = finished(copy_paste.paste(below, above))["keypoints"].numpy()
+    np.testing.assert_array_equal(found[0, :, 2], [2, 1, 2])
+    np.testing.assert_array_equal(found[1], [[31.5, 21.5, 2], [0, 0, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize("size", [(80, 120), (20, 90), (30, 45)])
@@ -152,7 +176,6 @@ def test_a_crop_takes_the_labels_of_what_it_cuts_off():
     found = augment.resize_crop(
         example(), tf.constant([80, 120]), tf.constant([30.0, 10.0]), tf.constant([50, 60])
     )
-    found = augment.drop_outer_keypoints(found)
     assert colors_at(found) == [None, 1, None]
     np.testing.assert_allclose(found["keypoints"], [[[0, 0, 0], [51, 11, 1], [0, 0, 0]]])
 
@@ -197,7 +220,9 @@ def test_shapes_keypoints_are_corners(written):
     assert seen == {1.0, 2.0}
 
 
-@pytest.mark.parametrize("fields", [{}, {"lsj_scale": (0.3, 1.5), "lsj_size": 128}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"lsj_scale": (0.3, 1.5), "lsj_size": 128, "copy_paste": 0.5}]
+)
 def test_batches_carry_keypoints(written, fields):
     paths, folder = written
     number = len(shapes.KEYPOINTS)

@@ -81,7 +81,7 @@ def parse_keypoints(path: Path, a: dict, number: int) -> Float[np.ndarray, "J 3"
 
 
 def flip_order(
-    names: Sequence[str], pairs: Sequence[tuple[int, int]], number: int
+    names: Sequence[str], pairs: Sequence[tuple[int, int]], number: int, mirrors: bool = True
 ) -> tuple[int, ...]:
     """For each keypoint the one whose place it takes when the picture is mirrored.
 
@@ -90,18 +90,21 @@ def flip_order(
       pairs: that change places, counted from 0; none derives them from "left" and "right" (or the
         letters l and r alone) in the names.
       number: of the keypoints.
+      mirrors: whether pictures are mirrored at all; if not, each keypoint keeps its place.
 
     Raises:
       UserError: there are neither names nor pairs.
     """
     order = list(range(number))
-    if number and not pairs and not names:
+    if not number or not mirrors:
+        return tuple(order)
+    if not pairs and not names:
         raise UserError(
             "data.keypoint_flip is empty and the categories do not name their 'keypoints': which "
             "of them are left and right? Set data.keypoint_flip to the pairs that change places in "
-            "a flip, as in ((1,2),(3,4)), or data.flip=0"
+            "a flip, as in ((1,2),(3,4)), or data.flip=0 and data.flip_vertical=0"
         )
-    if number and not pairs:
+    if not pairs:
         place = {name.lower(): i for i, name in enumerate(names)}
         partners = [(i, place.get(_mirrored(name.lower()), i)) for name, i in place.items()]
         pairs = [(i, partner) for i, partner in partners if i < partner]
