@@ -84,9 +84,19 @@ def get_config() -> ml_collections.ConfigDict:
     m.delta_clamp = math.log(1000 / 16)  # upper bound of dw and dh; 0: none
     m.box_smooth_l1_beta = 0.0
     m.box_loss_weight = 1.0
-    m.mask_pool_size = 14
+    m.class_agnostic_boxes = False  # one box for all classes of a roi instead of one for each
+    # Cascade R-CNN: least IoU of a foreground roi at each stage, (0.5, 0.6, 0.7); (): one stage.
+    # Its boxes are class-agnostic; the deltas of stage k weigh k times box_deltas_weights.
+    m.cascade_ious = ()
+    # "fcn"; "mlp": dense layers (paper, table 2e); "none": no masks at all, Faster R-CNN.
+    m.mask_branch = "fcn"
+    m.mask_loss = "sigmoid"  # each class by itself; "softmax": classes compete (paper, table 2b)
+    m.class_agnostic_masks = False  # one mask for all classes of a roi
+    m.mask_pool_size = 14  # cells a side; a mask has twice as many: 7, 14, 28 give 14, 28, 56
     m.mask_channels = 256
     m.mask_convs = 4
+    m.mask_fcs = 2  # of "mlp": dense layers before the one that makes the masks
+    m.mask_fc_dim = 1024
     m.mask_loss_weight = 1.0
     # Detections.
     m.class_rule = "all"  # classes above score_thresh, or each roi's "best" alone (Matterport)
@@ -100,7 +110,10 @@ def get_config() -> ml_collections.ConfigDict:
     m.remat = False  # recompute the backbone's blocks in the backward pass: less memory, more time
 
     c.data = d = ml_collections.ConfigDict()
-    d.name = "coco"  # "coco": COCO JSON files; "coco_2017": downloaded; "shapes": generated
+    # "coco": COCO JSON files; "coco_2017": downloaded; "shapes": generated; or a name that `module`
+    # gives by maskrcnn_jax.data.register.
+    d.name = "coco"
+    d.module = ""  # "package.module" or a .py file, which is imported when the run begins
     for split in ("train", "val"):
         d[split] = s = ml_collections.ConfigDict()
         s.annotations = ""  # COCO JSON file
@@ -108,7 +121,8 @@ def get_config() -> ml_collections.ConfigDict:
     d.cache_dir = ""  # of the prepared records; "": ~/.cache/maskrcnn_jax
     d.on_bad_image = "error"  # or "skip": bad files and objects without area are left out, counted
     d.filter_empty = False  # drop training images without objects (Detectron2's recipe does)
-    d.mask_side = 112  # of the box-frame bitmaps in the records
+    # Of the box-frame bitmaps in the records; measured enough for masks of 56 x 56.
+    d.mask_side = 112
     d.max_instances = 100  # G; more than these in one image are dropped at random, and counted
     # Resize: the shorter side to one of `short`, the longer one at most `long`.
     d.short = (640, 672, 704, 736, 768, 800)
@@ -124,10 +138,24 @@ def get_config() -> ml_collections.ConfigDict:
     d.lsj_scale = ()  # (0.1, 2.0): large-scale jitter, replaces the resize by `short`
     d.lsj_size = 1024  # side of the canvas of large-scale jitter
     d.color_jitter = 0.0  # strength of brightness, contrast and saturation: factors 1 +- strength
+    # More augmentation, all off. Fields without comment are probabilities per picture.
+    d.flip_vertical = 0.0  # for pictures without an up and down: from above, of a microscope
+    d.rotate90 = 0.0  # by 90, 180 or 270 degrees, each alike; a batch stands or lies as one
+    d.crop = 0.0  # cut out a window; it keeps at least one object where there is one
+    d.crop_range = (0.5, 1.0)  # its shares of height and width, each drawn from smallest to largest
+    d.copy_paste = 0.0  # lay some objects of another picture over this one (arXiv 2012.07177)
+    d.blur = 0.0
+    d.blur_sigma = (0.3, 2.0)  # pixels of the resized picture, smallest and largest
+    d.jpeg = 0.0  # write and read as JPEG
+    d.jpeg_quality = (40, 95)  # 1 to 100, worst and best
+    # Albumentations of your own, before all others; JSON text or the name of its file, such as
+    # '[["ImageCompression", {"quality_range": [40, 90]}], ["RandomRain", {"p": 0.2}]]'. In
+    # num_workers processes. Needs the extra: pip install 'maskrcnn_jax[albumentations]'
+    d.albumentations = ""
     d.shapes_train = 512  # images that "shapes" generates
     d.shapes_val = 64
     d.limit = 0  # use the first n training images by id; 0: all
-    d.num_workers = 0  # threads of the input pipeline; 0: as many as cores
+    d.num_workers = 0  # threads (and processes) of the input pipeline; 0: as many as cores
     d.prefetch = 2  # batches prepared ahead
 
     c.optim = o = ml_collections.ConfigDict()
@@ -145,11 +173,22 @@ def get_config() -> ml_collections.ConfigDict:
     # (pattern, factor): the first pattern found in a parameter's path decides.
     o.decay_rules = ((r"norm.*/(scale|bias)$", 0.0), (r".*", 1.0))
     o.lr_rules = ((r".*", 1.0),)  # factor 0 freezes
+    # (fraction of the steps, pattern): a parameter is frozen before the first stage whose pattern
+    # is found in its path; what no pattern finds stays frozen. The statistics of "batch" norms move
+    # on all the same, but for freeze_at's.
+    o.stages = ((0.0, r".*"),)
+    # Rate factor per block of the backbone, counted from the FPN (1) down to the stem: with 0.9,
+    # ResNet-50's last block learns at 0.9 of the rate and its stem at 0.9**17.
+    o.layer_decay = 1.0
     o.clip_norm = 0.0  # global norm of the gradient; 0: no clipping
     o.ema_decay = 0.0  # 0: no average of the parameters; evaluation uses the average
 
     c.train = t = ml_collections.ConfigDict()
     t.num_steps = 90_000
+    # Passes over the training images. When the run begins, they set num_steps, and bound
+    # optim.warmup_steps, eval.every and checkpoint_every to a tenth of it; 0.0: all as they are.
+    t.epochs = 0.0
+    t.min_steps = 0  # the least that epochs set num_steps to
     t.batch_size = 16  # global, over all devices and hosts
     t.accumulate = 1  # micro-batches per step
     t.seed = 0
@@ -163,6 +202,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.eval = e = ml_collections.ConfigDict()
     e.every = 0  # steps between evaluations during training; 0: only at the end
+    e.at_start = False  # one before the first step, too: what the weights know already
     e.batch_size = 8
     e.mask_thresh = 0.5
     e.paste_rule = "detectron2"  # how masks come into the image: "detectron2", "torchvision",
@@ -179,5 +219,8 @@ def get_config() -> ml_collections.ConfigDict:
         True  # foreign weights bring their model fields, each printed; False: the config's
     )
     i.skip_heads = False  # leave class heads random where the weights have other classes
+    # "strict": other classes are refused; "match": class heads are taken by the classes' names,
+    # case ignored, new classes start at random; a run's model fields count as foreign ones do.
+    i.heads = "strict"
 
     return c

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from maskrcnn_jax import config_parts
+from maskrcnn_jax import config_parts, config_rules_data
 
 Fields = dict[str, Any]
 
@@ -27,13 +27,15 @@ CHOICES = {
     "model.box_convention": ("continuous", "last_pixel"),
     "model.proposal_nms": ("level", "all"),
     "model.roi_pool": ("align", "align_max", "crop", "pool", "warp", "warp_max"),
+    "model.mask_branch": ("fcn", "mlp", "none"),
+    "model.mask_loss": ("sigmoid", "softmax"),
     "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
-    "data.name": ("coco", "coco_2017", "shapes"),
     "data.on_bad_image": ("error", "skip"),
     "data.resize_rule": ("pillow", "torchvision", "matterport"),
     "eval.paste_rule": ("detectron2", "torchvision", "matterport"),
     "init.part": ("model", "backbone"),
+    "init.heads": ("strict", "match"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("step", "cosine", "constant"),
     "train.best_metric": tuple(
@@ -44,6 +46,9 @@ CHOICES = {
 }
 
 LENGTHS = {
+    "data.crop_range": 2,
+    "data.blur_sigma": 2,
+    "data.jpeg_quality": 2,
     "model.pixel_mean": 3,
     "model.pixel_std": 3,
     "model.rpn_iou_thresholds": 2,
@@ -51,9 +56,11 @@ LENGTHS = {
     "model.rpn_deltas_weights": 4,
 }
 
+_RULES = ("optim.decay_rules", "optim.lr_rules")  # of (pattern, factor)
+
 NOT_EMPTY = (
     *("model.anchor_sizes", "model.anchor_ratios", "data.short"),
-    *("optim.decay_rules", "optim.lr_rules"),
+    *(*_RULES, "optim.stages"),
 )
 
 
@@ -70,29 +77,29 @@ POSITIVE = (
     *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
     *_fields("model", "rpn_convs box_pool_size box_channels box_fc_dim"),
     *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
-    *_fields("model", "mask_channels max_candidates max_detections"),
+    *_fields("model", "mask_channels mask_fc_dim max_candidates max_detections"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
-    *_fields("optim", "base_lr base_batch gamma"),
+    *_fields("data", "blur_sigma jpeg_quality"),
+    *_fields("optim", "base_lr base_batch gamma layer_decay"),
     *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
     *_fields("eval", "batch_size"),
 )
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
-    *_fields(
-        "model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs box_fcs mask_convs"
-    ),
-    *_fields("model", "rpn_min_size box_min_size roi_level_eps delta_clamp"),
+    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs box_fcs"),
+    *_fields("model", "mask_convs mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
     *_fields("data", "limit num_workers"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
-    *_fields("train", "seed early_stop"),
+    *_fields("train", "seed early_stop epochs min_steps"),
     *_fields("eval", "every num_pictures"),
 )
 FRACTIONS = (
     *_fields("model", "anchor_offset rpn_iou_thresholds rpn_positive_fraction rpn_nms_thresh"),
-    *_fields("model", "roi_positive_fraction roi_iou_thresh score_thresh nms_thresh"),
-    *_fields("data", "flip color_jitter"),
-    *_fields("optim", "milestones warmup_factor"),
+    *_fields("model", "roi_positive_fraction roi_iou_thresh cascade_ious score_thresh nms_thresh"),
+    *_fields("data", "flip color_jitter flip_vertical rotate90 crop crop_range copy_paste blur"),
+    *_fields("data", "jpeg"),
+    *_fields("optim", "milestones warmup_factor stages"),
     *_fields("eval", "mask_thresh picture_thresh"),
 )
 BELOW_ONE = _fields("optim", "momentum b2 ema_decay")  # 1 would never forget
@@ -115,13 +122,9 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     errors = [*_single_fields(fields), *_texts(fields)]
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
-    errors = [
-        *_model(fields),
-        *config_parts.trunk(fields),
-        *_sizes(fields),
-        *_data(fields, mode),
-        *_schedule(fields),
-    ]
+    rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
+    rules += (_fine_tuning(fields), config_parts.trunk(fields), config_rules_data.check(fields))
+    errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 
 
@@ -152,8 +155,10 @@ def _single_fields(fields: Fields) -> Iterator[str]:
 
 
 def _texts(fields: Fields) -> Iterator[str]:
-    for field in ("optim.decay_rules", "optim.lr_rules"):
-        for pattern, _ in fields[field]:
+    patterns = {field: [p for p, _ in fields[field]] for field in _RULES}
+    patterns["optim.stages"] = [p for _, p in fields["optim.stages"]]
+    for field, texts in patterns.items():
+        for pattern in texts:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -175,6 +180,13 @@ def _model(fields: Fields) -> Iterator[str]:
             "freeze random layers; set model.freeze_at=0, or init.checkpoint to trained weights"
         )
     yield from _group_norm(fields)
+    yield from _cascade(fields)
+    best = fields["train.best_metric"]
+    if fields["model.mask_branch"] == "none" and best.startswith("segm/"):
+        yield (
+            f"train.best_metric={best!r} needs masks, but model.mask_branch='none'; set "
+            f"train.best_metric={best.replace('segm', 'bbox')!r}"
+        )
     low, high = fields["model.rpn_iou_thresholds"]
     if low > high:
         yield f"model.rpn_iou_thresholds={(low, high)} must rise: (background, foreground)"
@@ -182,6 +194,24 @@ def _model(fields: Fields) -> Iterator[str]:
         yield (
             f"model.max_candidates={fields['model.max_candidates']} is below model.max_detections="
             f"{fields['model.max_detections']}; every detection is a candidate first"
+        )
+
+
+def _cascade(fields: Fields) -> Iterator[str]:
+    ious, first = fields["model.cascade_ious"], fields["model.roi_iou_thresh"]
+    if not ious:
+        return
+    if any(isinstance(iou, tuple) for iou in ious):
+        yield f"model.cascade_ious={ious!r} must be plain numbers, as in (0.5,0.6,0.7)"
+    elif ious[0] != first:
+        yield (
+            f"model.cascade_ious={ious!r} begins with another IoU than model.roi_iou_thresh="
+            f"{first}, by which the rois of the first stage are sampled; set the same"
+        )
+    if not fields["model.class_agnostic_boxes"]:
+        yield (
+            f"model.cascade_ious={ious!r}: the boxes of a cascade are class-agnostic; set "
+            "model.class_agnostic_boxes=true"
         )
 
 
@@ -257,6 +287,25 @@ def _schedule(fields: Fields) -> Iterator[str]:
         )
 
 
+def _fine_tuning(fields: Fields) -> Iterator[str]:
+    begins = [fraction for fraction, _ in fields["optim.stages"]]
+    if begins[0] != 0 or any(a >= b for a, b in zip(begins, begins[1:], strict=False)):
+        yield (
+            f"optim.stages={fields['optim.stages']!r} must begin at 0.0 and rise (fractions of "
+            "train.num_steps)"
+        )
+    if fields["optim.layer_decay"] > 1:
+        yield (
+            f"optim.layer_decay={fields['optim.layer_decay']} must be at most 1: the layers near "
+            "the image learn slower, not faster"
+        )
+    if fields["init.heads"] == "match" and fields["init.skip_heads"]:
+        yield (
+            "init.heads='match' takes the class heads by name and init.skip_heads=True leaves them "
+            "random; set init.skip_heads=false, or init.heads=strict"
+        )
+
+
 def _warnings(fields: Fields, mode: str) -> Iterator[str]:
     if mode != "train":
         return
@@ -268,10 +317,16 @@ def _warnings(fields: Fields, mode: str) -> Iterator[str]:
             "model.freeze_at=0"
         )
     steps, warmup = fields["train.num_steps"], fields["optim.warmup_steps"]
-    if warmup >= steps:
+    if warmup >= steps and not fields["train.epochs"]:
         yield (
             f"optim.warmup_steps={warmup} is not below train.num_steps={steps}: the learning rate "
             "never reaches its base value"
+        )
+    side, cells = fields["data.mask_side"], 2 * fields["model.mask_pool_size"]
+    if side < 2 * cells and fields["model.mask_branch"] != "none":
+        yield (
+            f"data.mask_side={side}: bitmaps this coarse blur masks of {cells} x {cells} cells "
+            f"(model.mask_pool_size={cells // 2}); set data.mask_side={-(-2 * cells // 8) * 8}"
         )
     yield from _canvas_gaps(fields)
 

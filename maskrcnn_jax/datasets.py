@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import runtime
+from maskrcnn_jax import own_data, runtime
+from maskrcnn_jax.data import registry
 from maskrcnn_jax.data.coco import CocoData, check_same_classes, load_coco
 from maskrcnn_jax.errors import UserError
 
@@ -21,6 +22,9 @@ def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoDat
     """The checked train (or None) and val sets that the config's `data` group names."""
     d = config.data
     cache = cache_dir(config)
+    if d.name not in registry.BUILT_IN:
+        val = own_data.load_own(config, cache, "val")
+        return _same_classes(own_data.load_own(config, cache, "train") if train else None, val)
     paths = {split: (d[split].annotations, d[split].images) for split in ("train", "val")}
     if d.name == "shapes":
         from maskrcnn_jax.data import shapes
@@ -32,11 +36,14 @@ def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoDat
 
         paths = builder.download_coco_2017(cache)
     val = load_coco(*paths["val"], on_bad_image=d.on_bad_image)
-    if not train:
-        return None, val
-    data = load_coco(*paths["train"], on_bad_image=d.on_bad_image)
-    check_same_classes(data, val)
-    return data, val
+    data = load_coco(*paths["train"], on_bad_image=d.on_bad_image) if train else None
+    return _same_classes(data, val)
+
+
+def _same_classes(train: CocoData | None, val: CocoData) -> tuple[CocoData | None, CocoData]:
+    if train is not None:
+        check_same_classes(train, val)
+    return train, val
 
 
 def classes_of(data: CocoData) -> dict[str, Any]:

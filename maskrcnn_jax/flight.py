@@ -13,7 +13,7 @@ from maskrcnn_jax import config as config_lib
 from maskrcnn_jax import runtime
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import write_atomic
-from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.train_step import TrainState, init_state, init_variables, make_train_step
 from maskrcnn_jax.types import Batch
@@ -65,7 +65,7 @@ def replay(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Takes the step again that a flight record holds, and returns its metrics."""
     report = read_report(workdir / "flight")
     mesh = runtime.make_mesh()
-    model = mask_rcnn.build(config.model, len(report["classes"]["names"]))
+    model = families.build(config.model, len(report["classes"]["names"]))
     t, o = config.train, config.optim
     variables = init_variables(model, t.seed)
     tx, schedule, trained = make_optimizer(

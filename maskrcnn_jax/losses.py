@@ -68,6 +68,25 @@ def mask_loss(
     return _masked_sum(per_roi, fg) / jnp.maximum(fg.sum(), 1)
 
 
+def multinomial_mask_loss(
+    logits: Float[Array, "B R S S C1"],
+    targets: Float[Array, "B R S S"],
+    classes: Int[Array, "B R"],
+    fg: Bool[Array, "B R"],
+) -> Float[Array, ""]:
+    """Cross entropy of the classes in each cell, mean over foreground rois and cells.
+
+    A cell inside the object has the roi's class, one outside is background, the last logit: the
+    loss of an FCN. With one class beside the background, all objects are of it.
+    Source: arXiv 1703.06870, section 4.2, "Multinomial vs. Independent Masks".
+    """
+    background = logits.shape[-1] - 1
+    own = jnp.minimum(classes, background - 1)[..., None, None]
+    wanted = jnp.where(targets > 0.5, own, background)
+    per_cell = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+    return _masked_sum(per_cell.mean((-2, -1)), fg) / jnp.maximum(fg.sum(), 1)
+
+
 def _masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
     # where, not a product: a padding row may hold inf, and inf * 0 is nan.
     return jnp.where(mask, x, 0.0).sum()

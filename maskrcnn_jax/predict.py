@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from maskrcnn_jax import checkpoint, conventions, preprocess, runtime
 from maskrcnn_jax.canvases import CanvasPlan
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models.mask_rcnn import build, forward_predict
+from maskrcnn_jax.models.families import build, forward_predict
 from maskrcnn_jax.prediction import Prediction
 from maskrcnn_jax.types import Detections
 from maskrcnn_jax.weights import importer
@@ -229,7 +229,7 @@ class Predictor:
             boxes=boxes[keep],
             scores=found.scores[keep],
             classes=found.classes[keep],
-            box_masks=found.masks[keep],
+            box_masks=None if found.masks is None else found.masks[keep],
             image_hw=hw,
             class_names=self.names,
             category_ids=self.category_ids,

@@ -21,7 +21,8 @@ class Prediction:
     boxes: Float[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels of the picture, continuous
     scores: Float[np.ndarray, " n"]
     classes: Int[np.ndarray, " n"]  # indices into class_names
-    box_masks: Float[np.ndarray, "n S S"]  # probabilities in the frame of the box
+    # Probabilities in the frame of the box; None of a model without masks.
+    box_masks: Float[np.ndarray, "n S S"] | None
     image_hw: HW  # height and width of the picture
     class_names: tuple[str, ...]  # of all classes of the model
     category_ids: tuple[int, ...]  # of all classes, in the data set that the model learnt
@@ -37,16 +38,20 @@ class Prediction:
         return [self.class_names[i] for i in self.classes]
 
     @cached_property
-    def rles(self) -> list[dict]:
-        """The masks as COCO's compressed RLE, `{"size": [H, W], "counts": str}`."""
+    def rles(self) -> list[dict] | None:
+        """The masks as COCO's compressed RLE, `{"size": [H, W], "counts": str}`; or None."""
+        if self.box_masks is None:
+            return None
         return [
             conventions.mask_to_rle(mask, box, self.image_hw, self.paste_rule, self.mask_thresh)
             for mask, box in zip(self.box_masks, self.boxes, strict=True)
         ]
 
     @property
-    def masks(self) -> Bool[np.ndarray, "n H W"]:
-        """The masks of the whole picture; made anew at each call, as they are large."""
+    def masks(self) -> Bool[np.ndarray, "n H W"] | None:
+        """The masks of the whole picture, or None; made anew at each call, as they are large."""
+        if self.rles is None:
+            return None
         masks = np.zeros((len(self), *self.image_hw), bool)
         for i, rle in enumerate(self.rles):
             masks[i] = postprocess.rle_to_mask(rle)
@@ -74,7 +79,7 @@ class Prediction:
                 f"one has {pixels.shape[:2]}; give the same picture"
             )
         # One mask at a time: a hundred of a large picture would take gigabytes.
-        masks = _Decoded(self.rles)
+        masks = _Decoded(self.rles or [])
         return visualize.draw(
             pixels, self.boxes, self.classes, self.scores, masks, self.class_names, min_side
         )

@@ -117,14 +117,35 @@ def detect(
     Source: Detectron2 `fast_rcnn_inference_single_image`; with `class_rule` "best" a proposal has
     one class, background among them, as in Matterport's `DetectionLayer`.
     """
-    probabilities = jax.nn.softmax(class_logits)
     sound = proposals.valid & jnp.isfinite(class_logits).all(-1)
+    probabilities = jax.nn.softmax(class_logits)
+    return detect_scored(
+        s, proposals.boxes, sound, probabilities, class_deltas, window, s.box_deltas_weights
+    )
+
+
+def detect_scored(
+    s: Settings,
+    rois: Float[Array, "K 4"],
+    sound: Bool[Array, "K"],
+    probabilities: Float[Array, "K C1"],
+    class_deltas: Float[Array, "K C 4"],
+    window: Float[Array, "4"],
+    weights: tuple[float, float, float, float],
+) -> tuple[
+    Float[Array, "D 4"], Float[Array, "D"], Int[Array, "D"], Bool[Array, "D"], Int[Array, ""]
+]:
+    """As `detect`, from rois whose classes have a score already.
+
+    sound: the rois that count. A class axis of length 1 in `class_deltas` means class-agnostic
+    boxes. weights: of the deltas.
+    """
     choose = {"all": _all_classes, "best": _best_class}[s.class_rule]
     best, rows, classes, num_dropped = choose(s, probabilities, sound)
     boxes = box_ops.decode_deltas(
-        class_deltas[rows, classes],
-        proposals.boxes[rows],
-        s.box_deltas_weights,
+        class_deltas[rows, jnp.minimum(classes, class_deltas.shape[1] - 1)],
+        rois[rows],
+        weights,
         s.delta_clamp or math.inf,
     )
     valid = (best > 0) & jnp.isfinite(boxes).all(-1)

@@ -47,6 +47,7 @@ class Settings:
     delta_clamp: float
     box_smooth_l1_beta: float
     box_loss_weight: float
+    cascade_ious: tuple[float, ...]
     mask_pool_size: int
     mask_loss_weight: float
     class_rule: str

@@ -71,6 +71,25 @@ def sample_rois(
     return Samples(rois[rows], classes, matched, fg, valid)
 
 
+def match_rois(
+    rois: Float[Array, "R 4"],
+    valid: Bool[Array, "R"],
+    gt_boxes: Float[Array, "G 4"],
+    gt_classes: Int[Array, "G"],
+    gt_valid: Bool[Array, "G"],
+    iou_thresh: float,
+    num_classes: int,
+) -> Samples:
+    """All rois with the ground truth that each overlaps most, in their order.
+
+    Foreground need not come first. Source: Detectron2 `CascadeROIHeads._match_and_label_boxes`.
+    """
+    iou = box_ops.pairwise_iou(gt_boxes, rois)
+    matched, labels = matching.match(iou, gt_valid, (iou_thresh,), (0, 1), allow_low_quality=False)
+    fg = valid & (labels == 1)
+    return Samples(rois, jnp.where(fg, gt_classes[matched], num_classes), matched, fg, valid)
+
+
 def box_targets(
     samples: Samples, gt_boxes: Float[Array, "G 4"], weights: tuple[float, float, float, float]
 ) -> Float[Array, "R 4"]:

@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maskrcnn_jax.models.mask_rcnn import MaskRCNN, forward_train
+from maskrcnn_jax.models.families import forward_train
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.types import Array, Batch
 
 # Counts that a log line sums over its window; all others it averages.

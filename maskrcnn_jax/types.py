@@ -60,7 +60,8 @@ class Detections(NamedTuple):
     scores: Array  # float32 [B, D]
     classes: Array  # int32 [B, D]
     valid: Array  # bool [B, D]
-    masks: Array  # float32 [B, D, S, S], probabilities in the frame of the box
+    masks: Array | None  # float32 [B, D, S, S], probabilities in the frame of the box; None of a
+    # model without masks
     num_dropped: Array  # int32 [B], candidates beyond the cap before NMS
 
 
@@ -71,4 +72,4 @@ class Losses(NamedTuple):
     rpn_box: Array
     cls: Array
     box: Array
-    mask: Array
+    mask: Array  # 0 of a model without masks

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from configs import shapes
-from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax.models import families, mask_rcnn
 from maskrcnn_jax.types import Batch
 
 CANVAS = (64, 96)
@@ -26,7 +26,23 @@ def config(**fields):
 
 def model(**fields) -> mask_rcnn.MaskRCNN:
     """A model of CLASSES classes."""
-    return mask_rcnn.build(config(**fields).model, CLASSES)
+    return families.build(config(**fields).model, CLASSES)
+
+
+def variables(model: mask_rcnn.MaskRCNN, seed: int = 0) -> dict:
+    """Random variables of a model's shapes; to compute nothing takes less time than to compile."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if "kernel" not in name:
+            return np.full(leaf.shape, name in ("scale", "var"), np.float32)
+        deviation = np.prod(leaf.shape[:-1]) ** -0.5
+        return rng.normal(0, deviation, leaf.shape).astype(np.float32)
+
+    images, hw = np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 2), 64, np.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images, hw)
+    return {"batch_stats": {}} | jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def batch(size: int, seed: int = 0, empty: bool = False, objects: int = 4) -> Batch:

@@ -5,6 +5,9 @@ float32 [n, 4] (xyxy in pixels of the image), masks uint8 [n, S, S // 8] (bit-pa
 frame), and anything else with n rows. Masks follow their frames, so that resizing and cropping
 leave the bitmaps alone. Randomness is stateless: `seed` is an int32 pair, the same pair gives the
 same result, eagerly and inside tf.data.
+
+Here: resizing, mirroring, large-scale jitter, colour. Turns and crops: `augment_geometry`; blur and
+JPEG: `augment_pixels`; objects of a second picture: `copy_paste`.
 """
 
 from collections.abc import Sequence
@@ -22,20 +25,39 @@ _REVERSED_BITS = _REVERSED[:, 0]
 _BITS = np.array([128, 64, 32, 16, 8, 4, 2, 1], np.uint8)
 _LUMA = (0.299, 0.587, 0.114)
 
+# One stream of random numbers per augmentation, so that none depends on which others are on.
+_NAMES = ("resize", "flip", "lsj", "color", "keep", "flip_vertical", "turn", "crop", "blur", "jpeg")
+_NAMES += ("copy_paste", "partner", "transforms")
+_STREAMS = {name: number for number, name in enumerate(_NAMES)}
+
+
+def fold(seed: tf.Tensor, stream: str) -> tf.Tensor:
+    """One independent seed (an int32 pair) per augmentation."""
+    return tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int32), _STREAMS[stream])
+
 
 def resize_shortest_edge(
-    example: Example, short: Sequence[int], long: int, seed: tf.Tensor
+    example: Example,
+    short: Sequence[int],
+    long: int,
+    seed: tf.Tensor,
+    within: tf.Tensor | None = None,
 ) -> Example:
     """Resizes so that the shorter side is one of `short`, but the longer one at most `long`.
 
+    within: (height, width), int32 [2]; what would be larger than that is scaled to fit. For
+    pictures whose shape was changed after their canvas was chosen.
     Source: Detectron2's ResizeShortestEdge, sample_style "choice".
     """
-    which = tf.random.stateless_uniform([], _fold(seed, 0), maxval=len(short), dtype=tf.int32)
+    which = tf.random.stateless_uniform([], fold(seed, "resize"), maxval=len(short), dtype=tf.int32)
     target = tf.cast(tf.gather(tf.constant(short, tf.int32), which), tf.float64)
     hw = tf.cast(tf.shape(example["image"])[:2], tf.float64)
     size = hw * (target / tf.reduce_min(hw))
     longest = tf.reduce_max(size)
     size = tf.where(longest > long, size * (long / longest), size)
+    if within is not None:
+        room = tf.cast(within, tf.float64)
+        size = tf.minimum(size * tf.minimum(tf.reduce_min(room / size), 1.0), room)
     return resize(example, tf.maximum(tf.cast(size + 0.5, tf.int32), 1))
 
 
@@ -52,18 +74,18 @@ def resize(example: Example, size: tf.Tensor) -> Example:
         lambda: tf.image.resize(image, size, antialias=True),
         lambda: tf.image.resize(image, size),
     )
-    return scale_objects(example, old, size) | {"image": _to_uint8(resized)}
+    return scale_objects(example, old, size) | {"image": to_uint8(resized)}
 
 
 def scale_objects(example: Example, old: tf.Tensor, new: tf.Tensor) -> Example:
     """Scales boxes and frames from an image of size `old` to one of size `new`."""
     scale = tf.cast(new, tf.float32) / tf.cast(old, tf.float32)
-    return _scale_geometry(example, scale, tf.zeros([2]))
+    return scale_geometry(example, scale, tf.zeros([2]))
 
 
 def flip(example: Example, probability: float, seed: tf.Tensor) -> Example:
     """Mirrors left and right with the given probability."""
-    do = tf.random.stateless_uniform([], _fold(seed, 1)) < probability
+    do = tf.random.stateless_uniform([], fold(seed, "flip")) < probability
     return tf.cond(do, lambda: mirror(example), lambda: dict(example))
 
 
@@ -98,7 +120,7 @@ def large_scale_jitter(
     Source: Simple Copy-Paste (Ghiasi et al. 2021), section 3; Detectron2's ResizeScale and
     FixedSizeCrop, with `recompute_boxes`.
     """
-    factor, at_y, at_x = tf.unstack(tf.random.stateless_uniform([3], _fold(seed, 2)))
+    factor, at_y, at_x = tf.unstack(tf.random.stateless_uniform([3], fold(seed, "lsj")))
     factor = scale[0] + factor * (scale[1] - scale[0])
     old = tf.cast(tf.shape(example["image"])[:2], tf.float32)
     size = tf.maximum(tf.round(old * (factor * side / tf.reduce_max(old))), 1.0)
@@ -122,8 +144,8 @@ def resize_crop(example: Example, size: tf.Tensor, offset: tf.Tensor, window: tf
         kernel_type="triangle",
         antialias=True,
     )[0]
-    example = _scale_geometry(example, scale, offset) | {"image": _to_uint8(cut)}
-    return _clip_objects(example, tf.cast(window, tf.float32))
+    example = scale_geometry(example, scale, offset) | {"image": to_uint8(cut)}
+    return clip_objects(example, tf.cast(window, tf.float32))
 
 
 def color_jitter(example: Example, strength: float, seed: tf.Tensor) -> Example:
@@ -131,22 +153,22 @@ def color_jitter(example: Example, strength: float, seed: tf.Tensor) -> Example:
 
     Source: Detectron2's RandomBrightness, RandomContrast and RandomSaturation, in this order.
     """
-    factors = tf.random.stateless_uniform([3], _fold(seed, 3), 1 - strength, 1 + strength)
+    factors = tf.random.stateless_uniform([3], fold(seed, "color"), 1 - strength, 1 + strength)
     brightness, contrast, saturation = tf.unstack(factors)
     image = tf.cast(example["image"], tf.float32)
     image = tf.clip_by_value(image * brightness, 0.0, 255.0)
     image = _blend(tf.reduce_mean(image), image, contrast)
     gray = tf.tensordot(image, tf.constant(_LUMA), 1)[..., None]
-    return example | {"image": _to_uint8(_blend(gray, image, saturation))}
+    return example | {"image": to_uint8(_blend(gray, image, saturation))}
 
 
 def keep_some(example: Example, cap: int, seed: tf.Tensor) -> tuple[Example, tf.Tensor]:
     """Keeps a random subset of at most `cap` objects in their order; counts the dropped ones."""
     n = tf.shape(example["boxes"])[0]
     kept = tf.minimum(n, cap)
-    keys = tf.random.stateless_uniform([n], _fold(seed, 4))
+    keys = tf.random.stateless_uniform([n], fold(seed, "keep"))
     rows = tf.sort(tf.math.top_k(keys, kept).indices)
-    return _take(example, rows), n - kept
+    return take(example, rows), n - kept
 
 
 def unpack(masks: tf.Tensor) -> tf.Tensor:
@@ -156,21 +178,31 @@ def unpack(masks: tf.Tensor) -> tf.Tensor:
     return tf.reshape(bits, tf.concat([shape[:-1], shape[-1:] * 8], 0))
 
 
-def _clip_objects(example: Example, window: tf.Tensor) -> Example:
-    """Gives objects that stick out of the window (height, width) the box of what is left."""
+def pack(masks: tf.Tensor) -> tf.Tensor:
+    """Packs bool [..., S, S] to bitmaps uint8 [..., S, S // 8]; the inverse of `unpack`."""
+    shape = tf.shape(masks)
+    bits = tf.reshape(masks, tf.concat([shape[:-1], [shape[-1] // 8, 8]], 0))
+    return tf.reduce_sum(tf.cast(bits, tf.uint8) * tf.constant(_BITS), axis=-1)
+
+
+def clip_objects(example: Example, window: tf.Tensor) -> Example:
+    """Gives objects that stick out of the window (height, width) the box of what is left.
+
+    Objects of whose mask nothing is left are dropped. window: float32 [2].
+    """
     frames = example["frames"]
     limit = tf.stack([window[1], window[0], window[1], window[0]])
     sticks_out = tf.reduce_any((frames < 0) | (frames > limit), axis=-1)
-    bounds, visible = _visible_bounds(frames, unpack(example["masks"]), window)
+    bounds, visible = visible_bounds(frames, unpack(example["masks"]), window)
     # A box that is looser than the mask stays so where nothing is cut.
     boxes = tf.where(sticks_out[:, None], bounds, example["boxes"])
     boxes = tf.clip_by_value(boxes, 0.0, limit)
     has_area = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=-1)
     rows = tf.where(has_area & (visible | ~sticks_out))[:, 0]
-    return _take(example | {"boxes": boxes}, rows)
+    return take(example | {"boxes": boxes}, rows)
 
 
-def _visible_bounds(
+def visible_bounds(
     frames: tf.Tensor, masks: tf.Tensor, window: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Bounds [n, 4] of the cells that are set and in the window, and whether there are any."""
@@ -206,12 +238,14 @@ def _visible_bounds(
     return bounds, tf.reduce_any(columns, axis=-1)
 
 
-def _scale_geometry(example: Example, scale: tf.Tensor, offset: tf.Tensor) -> Example:
+def scale_geometry(example: Example, scale: tf.Tensor, offset: tf.Tensor) -> Example:
+    """Scales boxes and frames by (y, x) factors, then counts them from `offset` (y, x)."""
     factor, shift = tf.tile(scale[::-1], [2]), tf.tile(offset[::-1], [2])
     return example | {key: example[key] * factor - shift for key in ("boxes", "frames")}
 
 
-def _take(example: Example, rows: tf.Tensor) -> Example:
+def take(example: Example, rows: tf.Tensor) -> Example:
+    """The example with these objects only."""
     return example | {key: tf.gather(example[key], rows) for key in OBJECT_KEYS}
 
 
@@ -219,11 +253,7 @@ def _blend(base: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(base * (1 - factor) + image * factor, 0.0, 255.0)
 
 
-def _to_uint8(image: tf.Tensor) -> tf.Tensor:
+def to_uint8(image: tf.Tensor) -> tf.Tensor:
+    """Rounds a float32 picture of 0..255."""
     # Weighted means of 0..255 stay there but for float rounding: no saturation is needed.
     return tf.cast(tf.round(image), tf.uint8)
-
-
-def _fold(seed: tf.Tensor, stream: int) -> tf.Tensor:
-    """One independent seed per augmentation."""
-    return tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int32), stream)

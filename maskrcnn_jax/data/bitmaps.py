@@ -23,10 +23,8 @@ def instance_bitmap(
       UserError: the mask is empty.
     """
     mask = instance_mask(data, i)
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(ys):
-        frame = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
-        bitmap = average_areas(mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1], side) >= _HALF
+    if mask.any():
+        frame, bitmap = frame_bitmap(mask, side)
     else:
         frame, bitmap = data.inst_box[i], _draw_in_box(data, i, side)
     if not bitmap.any():
@@ -36,6 +34,15 @@ def instance_bitmap(
             "remove the annotation, or set data.on_bad_image to 'skip'"
         )
     return frame, np.packbits(bitmap, axis=-1)
+
+
+def frame_bitmap(
+    mask: Bool[np.ndarray, "h w"], side: int
+) -> tuple[Float32[np.ndarray, "4"], Bool[np.ndarray, "S S"]]:
+    """Returns the tight pixel bounds of a mask that is not empty (xyxy), and its cells in them."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    frame = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
+    return frame, average_areas(mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1], side) >= _HALF
 
 
 def average_areas(mask: Bool[np.ndarray, "h w"], side: int) -> Float32[np.ndarray, "S S"]:

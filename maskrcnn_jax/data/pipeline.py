@@ -14,9 +14,11 @@ import tensorflow as tf
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from maskrcnn_jax.data import augment
+from maskrcnn_jax.data import augment, recipe
 from maskrcnn_jax.data.builder import Records, decode_image
 from maskrcnn_jax.data.sampler import Sampler
+from maskrcnn_jax.data.transform_workers import Workers
+from maskrcnn_jax.data.user_transforms import Objects
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.preprocess import (
     choose_canvas,
@@ -26,8 +28,9 @@ from maskrcnn_jax.preprocess import (
 from maskrcnn_jax.types import Batch
 
 Canvas = tuple[int, int]
-# step -> canvas, rows of the host, seeds of the host's examples [b, 2]
-Plan = Callable[[int], tuple[Canvas, np.ndarray, np.ndarray]]
+# step -> canvas, whether pictures are turned on their side, rows of the host, seeds of the host's
+# examples [b, 2]
+Plan = Callable[[int], tuple[Canvas, bool, np.ndarray, np.ndarray]]
 
 _NO_END = int(np.iinfo(np.int64).max)
 
@@ -66,10 +69,13 @@ def make_batches(
         )
     local = batch_size // host[1]
     mine = slice(host[0] * local, (host[0] + 1) * local)
-    plan = _plan(records, data_config, batch_size, seed, mine)
+    rows = _rows(records, data_config)
+    plan = _plan(records, data_config, rows, batch_size, seed, mine)
     stop = _NO_END if num_steps is None else start_step + num_steps
-    dataset = _dataset(records, data_config, plan, (start_step, stop), local)
-    return _iterate(dataset)
+    listed = data_config.albumentations
+    workers = Workers(listed, data_config.num_workers) if listed else None
+    dataset = _dataset(records, data_config, rows, plan, (start_step, stop), local, workers)
+    return _iterate(dataset, workers)
 
 
 def canvas_groups(
@@ -94,7 +100,8 @@ def canvas_groups(
     return np.array(groups, np.int64)[inverse.reshape(-1)], canvases
 
 
-def _plan(records: Records, config: ConfigDict, batch_size: int, seed: int, mine: slice) -> Plan:
+def _rows(records: Records, config: ConfigDict) -> Int[np.ndarray, " n"]:
+    """The rows to train on."""
     rows = np.arange(len(records))
     if config.limit:
         rows = rows[: config.limit]  # records are in the order of the image ids
@@ -105,14 +112,27 @@ def _plan(records: Records, config: ConfigDict, batch_size: int, seed: int, mine
             "data.filter_empty leaves no training image: none of the first "
             f"{config.limit or len(records)} has an object; turn it off or raise data.limit"
         )
+    return rows
+
+
+def _plan(
+    records: Records,
+    config: ConfigDict,
+    rows: Int[np.ndarray, " n"],
+    batch_size: int,
+    seed: int,
+    mine: slice,
+) -> Plan:
     groups, canvases = canvas_groups(records.sizes[rows], config)
     sampler = Sampler(groups, batch_size, seed)
     places = range(mine.start, mine.stop)
 
-    def plan(step: int) -> tuple[Canvas, np.ndarray, np.ndarray]:
+    def plan(step: int) -> tuple[Canvas, bool, np.ndarray, np.ndarray]:
         group, chosen = sampler.batch(step)
         seeds = [np.random.SeedSequence((seed, step, p)).generate_state(2) for p in places]
-        return canvases[group], rows[chosen[mine]], np.array(seeds).view(np.int32)
+        on_side = recipe.turns_canvas(config, seed, step)
+        canvas = canvases[group][::-1] if on_side else canvases[group]
+        return canvas, on_side, rows[chosen[mine]], np.array(seeds).view(np.int32)
 
     return plan
 
@@ -120,12 +140,14 @@ def _plan(records: Records, config: ConfigDict, batch_size: int, seed: int, mine
 def _dataset(
     records: Records,
     config: ConfigDict,
+    rows: Int[np.ndarray, " n"],
     plan: Plan,
     steps: tuple[int, int],
     local: int,
+    workers: Workers | None,
 ) -> tf.data.Dataset:
     def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        canvas, rows, seeds = tf.numpy_function(
+        canvas, on_side, chosen, seeds = tf.numpy_function(
             lambda s: tuple(
                 np.asarray(x, t) for x, t in zip(plan(int(s)), _PLAN_TYPES, strict=True)
             ),
@@ -133,14 +155,23 @@ def _dataset(
             _PLAN_TYPES,
         )
         canvas = tf.ensure_shape(canvas, [2])
-        rows, seeds = tf.ensure_shape(rows, [local]), tf.ensure_shape(seeds, [local, 2])
-        return tf.tile(canvas[None], [local, 1]), rows, seeds
+        on_side = tf.ensure_shape(on_side, [])
+        chosen, seeds = tf.ensure_shape(chosen, [local]), tf.ensure_shape(seeds, [local, 2])
+        return tf.tile(canvas[None], [local, 1]), tf.tile(on_side[None], [local]), chosen, seeds
 
-    def finished(canvas: tf.Tensor, row: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = _augment(_read(records, config, row), config, seed)
+    partners = rows[records.num_instances[rows] > 0]
+
+    def read(row: tf.Tensor, seed: tf.Tensor) -> augment.Example:
+        example = _read(records, config, row)
+        return example if workers is None else _transformed(example, records, row, seed, workers)
+
+    def finished(
+        canvas: tf.Tensor, on_side: tf.Tensor, row: tf.Tensor, seed: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        example = recipe.make_example(read, partners, config, row, seed, canvas, on_side)
         return _pad(example, config, row, canvas, seed)
 
-    workers = config.num_workers or tf.data.AUTOTUNE
+    parallel = config.num_workers or tf.data.AUTOTUNE
     options = tf.data.Options()
     options.deterministic = True
     # The examples run side by side; threads within one would only take cores from the step.
@@ -151,19 +182,27 @@ def _dataset(
         tf.data.Dataset.range(*steps)
         .map(examples_of)
         .unbatch()
-        .map(finished, num_parallel_calls=workers)
+        .map(finished, num_parallel_calls=parallel)
         .batch(local, drop_remainder=True)
         .prefetch(config.prefetch)
         .with_options(options)
     )
 
 
-def _iterate(dataset: tf.data.Dataset) -> Iterator[Batch]:
-    for arrays in dataset.as_numpy_iterator():
-        yield Batch(**arrays)
+def _iterate(dataset: tf.data.Dataset, workers: Workers | None) -> Iterator[Batch]:
+    try:
+        for arrays in dataset.as_numpy_iterator():
+            yield Batch(**arrays)
+    except tf.errors.OpError as error:
+        if workers is not None and workers.failure is not None:
+            raise workers.failure from error
+        raise
+    finally:
+        if workers is not None:
+            workers.close()
 
 
-_PLAN_TYPES = (np.int32, np.int64, np.int32)
+_PLAN_TYPES = (np.int32, np.bool_, np.int64, np.int32)
 _OBJECTS = {"boxes": np.float32, "frames": np.float32, "masks": np.uint8, "classes": np.int32}
 
 
@@ -192,18 +231,21 @@ def _with_shapes(objects: list[tf.Tensor], side: int) -> augment.Example:
     }
 
 
-def _augment(example: augment.Example, config: ConfigDict, seed: tf.Tensor) -> augment.Example:
-    if config.lsj_scale:
-        example = augment.large_scale_jitter(
-            example, tuple(config.lsj_scale), config.lsj_size, seed
-        )
-    else:
-        example = augment.resize_shortest_edge(example, tuple(config.short), config.long, seed)
-    if config.flip > 0:
-        example = augment.flip(example, config.flip, seed)
-    if config.color_jitter > 0:
-        example = augment.color_jitter(example, config.color_jitter, seed)
-    return example
+def _transformed(
+    example: augment.Example, records: Records, row: tf.Tensor, seed: tf.Tensor, workers: Workers
+) -> augment.Example:
+    """The example after the user's own transforms, made in a worker process."""
+
+    def apply(row: np.ndarray, seed: np.ndarray, *arrays: np.ndarray) -> Objects:
+        name = f"the picture with the id {records.image_ids[int(row)]}"
+        return workers.apply(Objects(*arrays), seed, name)
+
+    arrays = tuple(example[key] for key in Objects._fields)
+    types = tuple(array.dtype for array in arrays)
+    seed = augment.fold(seed, "transforms")
+    image, *objects = tf.numpy_function(apply, [row, seed, *arrays], types)
+    made = zip(Objects._fields, [image, *objects], strict=True)
+    return {key: tf.ensure_shape(value, example[key].shape) for key, value in made}
 
 
 def _pad(

@@ -1,12 +1,15 @@
 """Normalisation behind one factory, and the convolution that carries it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from maskrcnn_jax.ops.conv import conv as conv_op
 
 NORMS = ("none", "frozen", "batch", "group")
 
@@ -54,7 +57,9 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Float[Array, "B H W F"], train: bool) -> Float[Array, "B h w f"]:
         """x: [B, H, W, F]. train: take batch statistics from x instead of the running ones."""
         pad = self.dilation * (self.kernel - 1) // 2
-        conv = nn.Conv if self.groups == 1 else GroupedConv
+        is_plain = self.groups == self.dilation == 1
+        conv = partial(nn.Conv, conv_general_dilated=conv_op) if is_plain else nn.Conv
+        conv = conv if self.groups == 1 else GroupedConv
         x = conv(
             self.features,
             (self.kernel, self.kernel),

@@ -12,6 +12,15 @@ from maskrcnn_jax.weights import importer, writers
 from maskrcnn_jax.weights.layout import BN_EPS, Rule, Spec, float32, float64
 from maskrcnn_jax.weights.presets import PRESETS, TRAINING_FIELDS
 
+# What the models of all these families have in common, and what the rules of their tensors expect.
+COMMON = {
+    "class_agnostic_boxes": False,
+    "cascade_ious": (),
+    "mask_branch": "fcn",
+    "mask_loss": "sigmoid",
+    "class_agnostic_masks": False,
+}
+
 WRITERS = {
     ".pkl": writers.write_detectron2,
     ".pth": writers.write_torch,
@@ -74,6 +83,10 @@ def spec_for(family: str, model: Mapping[str, Any], classes: Mapping[str, Any]) 
     }
     if family not in variants:
         raise UserError(f"export to {family!r}: choose one of {tuple(variants)}")
+    if other := {f: model[f] for f, x in COMMON.items() if model[f] != x}:
+        ours = ", ".join(f"model.{f}={x!r}" for f, x in other.items())
+        theirs = ", ".join(f"{f}={COMMON[f]!r}" for f in other)
+        raise UserError(f"export to {family}: it has no model with {ours}, only {theirs}")
     fits = [v for v in variants[family] if all(model[f] == x for f, x in v[2].items())]
     if not fits:
         forms = [", ".join(f"{f}={x}" for f, x in v[2].items()) for v in variants[family]]
