@@ -98,6 +98,13 @@ def get_config() -> ml_collections.ConfigDict:
     m.mask_fcs = 2  # of "mlp": dense layers before the one that makes the masks
     m.mask_fc_dim = 1024
     m.mask_loss_weight = 1.0
+    # Keypoints of each object; COCO's persons have 17. 0: no keypoint head.
+    m.keypoints = 0
+    m.keypoint_pool_size = 14  # a quarter of the heatmaps' side
+    m.keypoint_channels = 512
+    m.keypoint_convs = 8
+    m.keypoint_loss_weight = 1.0
+    m.keypoint_loss_by_visible = True  # divided by the visible keypoints; False: by the slots
     # Detections.
     m.class_rule = "all"  # classes above score_thresh, or each roi's "best" alone (Matterport)
     m.score_thresh = 0.05
@@ -135,6 +142,9 @@ def get_config() -> ml_collections.ConfigDict:
     # long; images go to the smallest that holds them.
     d.canvases = ()
     d.flip = 0.5  # probability
+    # Keypoints that change places in a flip, pairs counted from 0; () derives them from the names.
+    d.keypoint_flip = ()
+    d.min_keypoints = 0  # drop training images with fewer labelled keypoints (Detectron2: 1)
     d.lsj_scale = ()  # (0.1, 2.0): large-scale jitter, replaces the resize by `short`
     d.lsj_size = 1024  # side of the canvas of large-scale jitter
     d.color_jitter = 0.0  # strength of brightness, contrast and saturation: factors 1 +- strength
@@ -207,6 +217,7 @@ def get_config() -> ml_collections.ConfigDict:
     e.mask_thresh = 0.5
     e.paste_rule = "detectron2"  # how masks come into the image: "detectron2", "torchvision",
     # "matterport"
+    e.keypoint_sigmas = ()  # of COCO's OKS; (): COCO's for 17 keypoints, else 0.05 each
     e.num_pictures = 8  # overlays, prediction beside ground truth
     e.picture_thresh = 0.5  # score from which a detection is drawn
 

@@ -50,6 +50,10 @@ class Settings:
     cascade_ious: tuple[float, ...]
     mask_pool_size: int
     mask_loss_weight: float
+    keypoints: int
+    keypoint_pool_size: int
+    keypoint_loss_weight: float
+    keypoint_loss_by_visible: bool
     class_rule: str
     score_thresh: float
     nms_thresh: float

@@ -55,7 +55,7 @@ class CascadeRCNN(MaskRCNN):
         classes = jnp.zeros(rois.shape[:2], jnp.int32)
         masks = None if self.mask_head is None else self.masks(pyramid, rois, classes, None, True)
         stages = [self.stage(k, pyramid, rois, True) for k in range(len(self.box_head))]
-        return self.propose(pyramid), stages, masks
+        return self.propose(pyramid), stages, masks, self.keypoints(pyramid, rois, True)
 
 
 def build(config: Any, num_classes: int) -> CascadeRCNN:

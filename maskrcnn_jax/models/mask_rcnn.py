@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, selection, targets
 from maskrcnn_jax.models import trunk
+from maskrcnn_jax.models.keypoints import UPSCALE, KeypointHead
 from maskrcnn_jax.models.mask_rules import SIGMOID, SOFTMAX, MaskRule
 from maskrcnn_jax.models.roi_heads import MaskHead, MaskMLP
 from maskrcnn_jax.models.rpn import RPNHead
@@ -49,6 +50,7 @@ class MaskRCNN(nn.Module):
     mask_rule: MaskRule
     pool: Callable  # (P2..P5, rois, size) -> [B, R, size, size, F]
     settings: Settings
+    keypoint_head: nn.Module | None = None
 
     def features(
         self,
@@ -105,13 +107,24 @@ class MaskRCNN(nn.Module):
         logits = self.mask_head(pooled, None if wanted is None else wanted.reshape(-1), train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
+    def keypoints(
+        self, pyramid: dict[str, Float[Array, "B h w F"]], rois: Float[Array, "B R 4"], train: bool
+    ) -> Float[Array, "B R J T T"]:
+        """Heatmap logits of each roi's keypoints, in the frame of the roi; J may be 0."""
+        if self.keypoint_head is None:
+            return jnp.zeros((*rois.shape[:2], 0, 1, 1))
+        pooled = self._pool(pyramid, rois, self.settings.keypoint_pool_size, train)
+        logits = self.keypoint_head(pooled, train)
+        return logits.reshape(*rois.shape[:2], *logits.shape[1:])
+
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:
         """Runs every part once, so that `init` creates all parameters."""
         pyramid = self.features(images, image_hw, True)
         rois = jnp.broadcast_to(jnp.array([0.0, 0.0, 16.0, 16.0]), (images.shape[0], 1, 4))
         classes = jnp.zeros(rois.shape[:2], jnp.int32)
         masks = None if self.mask_head is None else self.masks(pyramid, rois, classes, None, True)
-        return self.propose(pyramid), self.boxes(pyramid, rois, True), masks
+        keypoints = self.keypoints(pyramid, rois, True)
+        return self.propose(pyramid), self.boxes(pyramid, rois, True), masks, keypoints
 
     def _pool(self, pyramid: dict[str, Array], rois: Array, size: int, train: bool) -> Array:
         """[B * R, S, S, F], behind what the heads share."""
@@ -154,6 +167,11 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         mask_rule=mask_rule,
         pool=_pooling(config),
         settings=settings,
+        keypoint_head=KeypointHead(
+            config.keypoints, config.keypoint_channels, config.keypoint_convs, **head_norm
+        )
+        if config.keypoints
+        else None,
     )
 
 
@@ -236,9 +254,10 @@ def forward_train(
     frozen = jax.lax.stop_gradient((logits, deltas))
     has_masks = model.mask_head is not None
     stage = per_device(lambda *args: _assign(s, has_masks, *args), mesh)
-    (rows, rpn_fg, rpn_valid, rpn_deltas), samples, roi_deltas, mask_goals, num_proposals = stage(
+    rpn, samples, roi_deltas, mask_goals, keypoint_goals, num_proposals = stage(
         *frozen, batch, keys
     )
+    rows, rpn_fg, rpn_valid, rpn_deltas = rpn
     cls, box, notes = box_branch(model, run, pyramid, samples, roi_deltas, batch, mesh)
     mask = jnp.zeros(())
     if has_masks:
@@ -249,6 +268,12 @@ def forward_train(
         count = _wanted_rows(model, fg, mesh)
         mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], classes, count)
         mask = model.mask_rule.loss(mask_logits, mask_goals, classes, fg)
+    keypoint = jnp.zeros(())
+    if s.keypoints:
+        logits_of_fg = run(model.keypoints, pyramid, samples.rois[:, : keypoint_goals[0].shape[1]])
+        slots = s.keypoints * s.roi_positive_fraction * samples.fg.size
+        normalizer = None if s.keypoint_loss_by_visible else slots
+        keypoint = losses.keypoint_loss(logits_of_fg, *keypoint_goals, normalizer)
 
     gather = jax.vmap(lambda x, i: x[i])
     rpn_cls, rpn_box = losses.rpn_losses(
@@ -265,6 +290,7 @@ def forward_train(
         cls=s.box_loss_weight * cls,
         box=s.box_loss_weight * box,
         mask=s.mask_loss_weight * mask,
+        keypoint=s.keypoint_loss_weight * keypoint,
     )
     metrics = {
         "instances": batch.gt_valid.sum(),
@@ -311,8 +337,9 @@ def forward_predict(
         count = _wanted_rows(model, valid, mesh)
         logits = model.apply(variables, pyramid, boxes, classes, count, False, method=model.masks)
         masks = model.mask_rule.probabilities(logits, classes)
+    keypoints = model.apply(variables, pyramid, boxes, False, method=model.keypoints)
     boxes = selection.from_convention(s, boxes)
-    return Detections(boxes, scores, classes, valid, masks, num_dropped)
+    return Detections(boxes, scores, classes, valid, masks, num_dropped, keypoints)
 
 
 def per_device(stage: Callable, mesh: Mesh | None) -> Callable:
@@ -390,9 +417,16 @@ def _assign(
             s.num_classes,
         )
         roi_deltas = targets.box_targets(samples, gt_boxes, s.box_deltas_weights)
-        if not has_masks:
-            return rpn, samples, roi_deltas, None, proposals.valid.sum()
         num_fg = max(1, int(s.roi_batch_per_image * s.roi_positive_fraction))
+        keypoints = targets.keypoint_targets(
+            selection.from_convention(s, samples.rois[:num_fg]),
+            samples.matched_idxs[:num_fg],
+            image.gt_keypoints,
+            UPSCALE * s.keypoint_pool_size,
+        )
+        keypoints = (keypoints[0], keypoints[1] & samples.fg[:num_fg, None])
+        if not has_masks:
+            return rpn, samples, roi_deltas, None, keypoints, proposals.valid.sum()
         masks = targets.mask_targets(
             samples.rois[:num_fg],
             samples.matched_idxs[:num_fg],
@@ -401,7 +435,7 @@ def _assign(
             mask_size(s),
             crop=targets.cut_crop_resized if s.roi_pool == "crop" else targets.cut_aligned,
         )
-        return rpn, samples, roi_deltas, masks, proposals.valid.sum()
+        return rpn, samples, roi_deltas, masks, keypoints, proposals.valid.sum()
 
     # One image after another bounds the memory of the IoU matrix and of the unpacked bitmaps.
     slim = batch._replace(images=jnp.zeros((logits.shape[0],), jnp.uint8))
