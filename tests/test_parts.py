@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tiny_model
 from flax import linen as nn
+from jax.sharding import AxisType, Mesh
 from test_models import count, shapes
 
 from configs import coco_r50_c4, coco_r50_dc5, common
 from maskrcnn_jax import config as config_lib
-from maskrcnn_jax import runtime
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import resnet, vgg
 from maskrcnn_jax.models.mask_rcnn import forward_predict
@@ -140,7 +140,7 @@ def test_parts_train_and_predict(name, monkeypatch):
     config_lib.validate(config)
     model = tiny_model.mask_rcnn.build(config.model, tiny_model.CLASSES)
     variables = init_variables(model, 0)
-    mesh = runtime.make_mesh()
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
     tx, schedule, trained = make_optimizer(variables["params"], config.optim, 0, 10, 2)
     step = make_train_step(model, tx, schedule, trained, mesh)
     state, batch = init_state(variables, tx, 0.0), tiny_model.batch(2)
