@@ -14,6 +14,9 @@ from maskrcnn_jax.weights.presets import PRESETS, TRAINING_FIELDS
 
 # What the models of all these families have in common, and what the rules of their tensors expect.
 COMMON = {
+    "backbone": "resnet",
+    "neck": "fpn",
+    "keypoints": 0,
     "class_agnostic_boxes": False,
     "cascade_ious": (),
     "mask_branch": "fcn",
