@@ -15,6 +15,7 @@ from maskrcnn_jax.weights.presets import PRESETS, TRAINING_FIELDS
 # What the models of all these families have in common, and what the rules of their tensors expect.
 COMMON = {
     "backbone": "resnet",
+    "keypoints": 0,
     "class_agnostic_boxes": False,
     "cascade_ious": (),
     "mask_branch": "fcn",
