@@ -11,9 +11,9 @@ from typing import Any
 
 _HOMES = {
     "MaskRCNN": "models.mask_rcnn",
-    "build": "models.mask_rcnn",
-    "forward_train": "models.mask_rcnn",
-    "forward_predict": "models.mask_rcnn",
+    "build": "models.families",
+    "forward_train": "models.families",
+    "forward_predict": "models.families",
     "load": "predict",
     "Predictor": "predict",
     "Prediction": "prediction",

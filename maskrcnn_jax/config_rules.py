@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from maskrcnn_jax import config_rules_data
+from maskrcnn_jax import config_parts, config_rules_data, config_rules_keypoints
 
 Fields = dict[str, Any]
 
 CHOICES = {
     "model.depth": (18, 34, 50, 101, 152),
-    "model.norm": ("frozen", "batch", "group"),
+    "model.backbone": ("resnet", "vgg16"),
+    "model.neck": ("fpn", "c4", "dc5", "single"),
+    "model.norm": ("frozen", "batch", "group", "none"),
     "model.head_norm": ("none", "batch", "group"),
     "model.freeze_at": (0, 1, 2, 3, 4, 5),
     "model.channel_order": ("bgr", "rgb"),
@@ -24,19 +26,23 @@ CHOICES = {
     "model.pad_value": ("mean", "black"),
     "model.box_convention": ("continuous", "last_pixel"),
     "model.proposal_nms": ("level", "all"),
-    "model.roi_pool": ("align", "crop"),
+    "model.roi_pool": ("align", "align_max", "crop", "pool", "warp", "warp_max"),
+    "model.mask_branch": ("fcn", "mlp", "none"),
+    "model.mask_loss": ("sigmoid", "softmax"),
     "model.class_rule": ("all", "best"),
     "model.dtype": ("float32", "bfloat16"),
     "data.on_bad_image": ("error", "skip"),
     "data.resize_rule": ("pillow", "torchvision", "matterport"),
     "eval.paste_rule": ("detectron2", "torchvision", "matterport"),
     "init.part": ("model", "backbone"),
+    "init.heads": ("strict", "match"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("step", "cosine", "constant"),
     "train.best_metric": tuple(
         f"{kind}/{metric}"
-        for kind in ("bbox", "segm")
+        for kind in ("bbox", "segm", "keypoints")
         for metric in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        if (kind, metric) != ("keypoints", "APs")  # COCO counts no keypoints of small objects
     ),
 }
 
@@ -44,7 +50,6 @@ LENGTHS = {
     "data.crop_range": 2,
     "data.blur_sigma": 2,
     "data.jpeg_quality": 2,
-    "model.anchor_sizes": 5,
     "model.pixel_mean": 3,
     "model.pixel_std": 3,
     "model.rpn_iou_thresholds": 2,
@@ -52,7 +57,12 @@ LENGTHS = {
     "model.rpn_deltas_weights": 4,
 }
 
-NOT_EMPTY = ("model.anchor_ratios", "data.short", "optim.decay_rules", "optim.lr_rules")
+_RULES = ("optim.decay_rules", "optim.lr_rules")  # of (pattern, factor)
+
+NOT_EMPTY = (
+    *("model.anchor_sizes", "model.anchor_ratios", "data.short"),
+    *(*_RULES, "optim.stages"),
+)
 
 
 def _fields(group: str, names: str) -> tuple[str, ...]:
@@ -66,31 +76,33 @@ POSITIVE = (
     *_fields("model", "anchor_ratios rpn_channels rpn_batch_per_image roi_batch_per_image"),
     *_fields("model", "rpn_pre_nms_topk_train rpn_pre_nms_topk_test"),
     *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
-    *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
+    *_fields("model", "rpn_convs box_pool_size box_channels box_fc_dim"),
     *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
-    *_fields("model", "mask_channels max_candidates max_detections"),
+    *_fields("model", "mask_channels mask_fc_dim max_candidates max_detections"),
+    *_fields("model", "keypoint_pool_size keypoint_channels"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
     *_fields("data", "blur_sigma jpeg_quality"),
-    *_fields("optim", "base_lr base_batch gamma"),
+    *_fields("optim", "base_lr base_batch gamma layer_decay"),
     *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
-    *_fields("eval", "batch_size"),
+    *_fields("eval", "batch_size keypoint_sigmas"),
 )
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
-    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
-    *_fields("model", "rpn_min_size box_min_size roi_level_eps delta_clamp"),
-    *_fields("data", "limit num_workers"),
+    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs box_fcs"),
+    *_fields("model", "mask_convs mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
+    *_fields("model", "keypoints keypoint_convs keypoint_loss_weight"),
+    *_fields("data", "limit num_workers keypoint_flip min_keypoints"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
-    *_fields("train", "seed early_stop"),
+    *_fields("train", "seed early_stop epochs min_steps"),
     *_fields("eval", "every num_pictures"),
 )
 FRACTIONS = (
     *_fields("model", "anchor_offset rpn_iou_thresholds rpn_positive_fraction rpn_nms_thresh"),
-    *_fields("model", "roi_positive_fraction roi_iou_thresh score_thresh nms_thresh"),
+    *_fields("model", "roi_positive_fraction roi_iou_thresh cascade_ious score_thresh nms_thresh"),
     *_fields("data", "flip color_jitter flip_vertical rotate90 crop crop_range copy_paste blur"),
     *_fields("data", "jpeg"),
-    *_fields("optim", "milestones warmup_factor"),
+    *_fields("optim", "milestones warmup_factor stages"),
     *_fields("eval", "mask_thresh picture_thresh"),
 )
 BELOW_ONE = _fields("optim", "momentum b2 ema_decay")  # 1 would never forget
@@ -113,8 +125,9 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     errors = [*_single_fields(fields), *_texts(fields)]
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
-    errors = [*_model(fields), *_sizes(fields), *_data(fields, mode), *_schedule(fields)]
-    errors += config_rules_data.check(fields)
+    rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
+    rules += (_fine_tuning(fields), config_parts.trunk(fields), config_rules_data.check(fields))
+    errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 
 
@@ -145,8 +158,10 @@ def _single_fields(fields: Fields) -> Iterator[str]:
 
 
 def _texts(fields: Fields) -> Iterator[str]:
-    for field in ("optim.decay_rules", "optim.lr_rules"):
-        for pattern, _ in fields[field]:
+    patterns = {field: [p for p, _ in fields[field]] for field in _RULES}
+    patterns["optim.stages"] = [p for _, p in fields["optim.stages"]]
+    for field, texts in patterns.items():
+        for pattern in texts:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -168,6 +183,14 @@ def _model(fields: Fields) -> Iterator[str]:
             "freeze random layers; set model.freeze_at=0, or init.checkpoint to trained weights"
         )
     yield from _group_norm(fields)
+    yield from _cascade(fields)
+    yield from config_rules_keypoints.check(fields)
+    best = fields["train.best_metric"]
+    if fields["model.mask_branch"] == "none" and best.startswith("segm/"):
+        yield (
+            f"train.best_metric={best!r} needs masks, but model.mask_branch='none'; set "
+            f"train.best_metric={best.replace('segm', 'bbox')!r}"
+        )
     low, high = fields["model.rpn_iou_thresholds"]
     if low > high:
         yield f"model.rpn_iou_thresholds={(low, high)} must rise: (background, foreground)"
@@ -178,11 +201,31 @@ def _model(fields: Fields) -> Iterator[str]:
         )
 
 
+def _cascade(fields: Fields) -> Iterator[str]:
+    ious, first = fields["model.cascade_ious"], fields["model.roi_iou_thresh"]
+    if not ious:
+        return
+    if any(isinstance(iou, tuple) for iou in ious):
+        yield f"model.cascade_ious={ious!r} must be plain numbers, as in (0.5,0.6,0.7)"
+    elif ious[0] != first:
+        yield (
+            f"model.cascade_ious={ious!r} begins with another IoU than model.roi_iou_thresh="
+            f"{first}, by which the rois of the first stage are sampled; set the same"
+        )
+    if not fields["model.class_agnostic_boxes"]:
+        yield (
+            f"model.cascade_ious={ious!r}: the boxes of a cascade are class-agnostic; set "
+            "model.class_agnostic_boxes=true"
+        )
+
+
 def _group_norm(fields: Fields) -> Iterator[str]:
     norms = {"model.width": "model.norm"}
     norms |= dict.fromkeys(_fields("model", "fpn_channels mask_channels"), "model.head_norm")
     if fields["model.box_convs"]:
         norms["model.box_channels"] = "model.head_norm"
+    if fields["model.keypoints"]:
+        norms["model.keypoint_channels"] = "model.head_norm"
     for field, norm in norms.items():
         if fields[norm] == "group" and fields[field] % 32 and 32 % fields[field]:
             yield (
@@ -250,6 +293,25 @@ def _schedule(fields: Fields) -> Iterator[str]:
         )
 
 
+def _fine_tuning(fields: Fields) -> Iterator[str]:
+    begins = [fraction for fraction, _ in fields["optim.stages"]]
+    if begins[0] != 0 or any(a >= b for a, b in zip(begins, begins[1:], strict=False)):
+        yield (
+            f"optim.stages={fields['optim.stages']!r} must begin at 0.0 and rise (fractions of "
+            "train.num_steps)"
+        )
+    if fields["optim.layer_decay"] > 1:
+        yield (
+            f"optim.layer_decay={fields['optim.layer_decay']} must be at most 1: the layers near "
+            "the image learn slower, not faster"
+        )
+    if fields["init.heads"] == "match" and fields["init.skip_heads"]:
+        yield (
+            "init.heads='match' takes the class heads by name and init.skip_heads=True leaves them "
+            "random; set init.skip_heads=false, or init.heads=strict"
+        )
+
+
 def _warnings(fields: Fields, mode: str) -> Iterator[str]:
     if mode != "train":
         return
@@ -261,10 +323,16 @@ def _warnings(fields: Fields, mode: str) -> Iterator[str]:
             "model.freeze_at=0"
         )
     steps, warmup = fields["train.num_steps"], fields["optim.warmup_steps"]
-    if warmup >= steps:
+    if warmup >= steps and not fields["train.epochs"]:
         yield (
             f"optim.warmup_steps={warmup} is not below train.num_steps={steps}: the learning rate "
             "never reaches its base value"
+        )
+    side, cells = fields["data.mask_side"], 2 * fields["model.mask_pool_size"]
+    if side < 2 * cells and fields["model.mask_branch"] != "none":
+        yield (
+            f"data.mask_side={side}: bitmaps this coarse blur masks of {cells} x {cells} cells "
+            f"(model.mask_pool_size={cells // 2}); set data.mask_side={-(-2 * cells // 8) * 8}"
         )
     yield from _canvas_gaps(fields)
 

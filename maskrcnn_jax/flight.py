@@ -13,7 +13,7 @@ from maskrcnn_jax import config as config_lib
 from maskrcnn_jax import runtime
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import write_atomic
-from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.train_step import TrainState, init_state, init_variables, make_train_step
 from maskrcnn_jax.types import Batch
@@ -54,7 +54,9 @@ def load(folder: Path, like: TrainState) -> tuple[TrainState, Batch]:
     state = like._replace(**found)
     state = state._replace(bad_step=jax.numpy.full_like(state.bad_step, -1))
     with np.load(folder / f"batch_{jax.process_index()}.npz") as arrays:
-        return state, Batch(**arrays)
+        # Records from before there were keypoints hold none.
+        none = {"gt_keypoints": np.zeros((*arrays["gt_valid"].shape, 0, 3), np.float32)}
+        return state, Batch(**none | dict(arrays))
 
 
 def _without_empty(state: TrainState) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def replay(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Takes the step again that a flight record holds, and returns its metrics."""
     report = read_report(workdir / "flight")
     mesh = runtime.make_mesh()
-    model = mask_rcnn.build(config.model, len(report["classes"]["names"]))
+    model = families.build(config.model, len(report["classes"]["names"]))
     t, o = config.train, config.optim
     variables = init_variables(model, t.seed)
     tx, schedule, trained = make_optimizer(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import checkpoint
+from maskrcnn_jax import checkpoint, transfer
 from maskrcnn_jax.data.coco import CocoData
 from maskrcnn_jax.datasets import check_classes, classes_of
 from maskrcnn_jax.errors import UserError
@@ -16,6 +16,7 @@ from maskrcnn_jax.weights.importer import Imported
 from maskrcnn_jax.weights.presets import BACKBONE_FIELDS, TRAINING_FIELDS
 
 Say = Callable[[str], None]
+Table = Callable[[str, list[str], list[list[str]]], None]
 
 
 def read_foreign(config: ConfigDict, say: Say) -> Imported | None:
@@ -38,6 +39,20 @@ def read_foreign(config: ConfigDict, say: Say) -> Imported | None:
     return imported
 
 
+def read_run(config: ConfigDict, say: Say) -> Imported | None:
+    """The own run that init.checkpoint names, where init.heads="match" lets its classes be others.
+
+    None for another program's weights, or without "match": then the config's model must be the
+    run's, and so must the classes. say: gets one line.
+    """
+    path = config.init.checkpoint
+    if config.init.heads != "match" or not _is_own(Path(path).expanduser()) or not path:
+        return None
+    imported = importer.import_weights(path)
+    say(f"{path}: a run, {len(imported.classes['names'])} classes")
+    return imported
+
+
 def adopt_preset(config: ConfigDict, imported: Imported, say: Say, evaluates: bool = False) -> None:
     """Puts the fields that the weights expect into the config, unless init.use_preset is false.
 
@@ -47,8 +62,12 @@ def adopt_preset(config: ConfigDict, imported: Imported, say: Say, evaluates: bo
     """
     if not config.init.use_preset:
         return
-    names = _adopted(config, whole=imported.spec.num_classes is not None, evaluates=evaluates)
-    _replace(config, {"model": {f: imported.config["model"][f] for f in names}}, say)
+    bare = imported.spec is not None and imported.spec.num_classes is None
+    names = _adopted(config, whole=not bare, evaluates=evaluates)
+    # A run of an older version lacks the fields that came later: these stay the config's.
+    theirs = imported.config["model"]
+    fields = {f: _tuples(theirs[f]) for f in names if f in theirs}
+    _replace(config, {"model": fields}, say)
     if evaluates:
         rule = {"resize_rule": imported.config["data"]["resize_rule"]}
         _replace(config, {"data": rule, "eval": imported.config["eval"]}, say)
@@ -59,8 +78,8 @@ def keep_preset(config: ConfigDict, saved: Mapping[str, Any], say: Say) -> None:
 
     So it needs the foreign file no longer.
     """
-    path = Path(config.init.checkpoint).expanduser()
-    if not config.init.checkpoint or not config.init.use_preset or _is_own(path):
+    path, i = Path(config.init.checkpoint).expanduser(), config.init
+    if not i.checkpoint or not i.use_preset or (_is_own(path) and i.heads != "match"):
         return
     names = _adopted(config, whole=True, evaluates=False)
     _replace(config, {"model": {f: _tuples(saved["model"][f]) for f in names}}, say)
@@ -72,19 +91,28 @@ def load_initial(
     data: CocoData,
     imported: Imported | None,
     say: Say,
+    table: Table,
 ) -> dict[str, Any]:
     """Fills random variables from init.checkpoint: all of them, or the backbone's.
 
-    imported: what `read_foreign` gave. say: gets a line for everything that stays random.
+    imported: what `read_foreign` or `read_run` gave. say: gets a line for everything that stays
+    random. table: gets title, header and rows of what init.heads="match" took.
     Raises UserError when the weights are of another architecture or other classes.
     """
     path, part = config.init.checkpoint, config.init.part
     if imported is not None:
-        if part == "backbone":
-            imported = replace(imported, variables=_only_backbone(imported.variables))
-        elif imported.spec.num_classes:
+        if part == "backbone" or (imported.spec and imported.spec.num_classes is None):
+            imported = replace(imported, variables=_only_backbone(imported.variables, variables))
+        matches = config.init.heads == "match"
+        if part != "backbone" and imported.classes["names"] and not matches:
             _compare_names(imported, data, say)
         try:
+            if matches:
+                variables, rows, lines = transfer.take(variables, imported, data.names)
+                for line in lines:
+                    say(f"{path}: {line}")
+                table(f"from {path}", transfer.HEADER, rows)
+                return variables
             variables, lines = importer.fill(variables, imported, config.init.skip_heads)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
@@ -94,7 +122,7 @@ def load_initial(
     source, meta = checkpoint.load_variables(path)
     wanted = variables
     if part == "backbone":
-        source, wanted = _only_backbone(source), _only_backbone(variables)
+        source, wanted = _only_backbone(source, variables), _only_backbone(variables, variables)
     else:
         check_classes(meta["classes"], data, path)
     for name, tree in wanted.items():
@@ -152,10 +180,20 @@ def _compare_names(imported: Imported, data: CocoData, say: Say) -> None:
         )
 
 
-def _only_backbone(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: {k: v for k, v in tree.items() if k == "backbone"} for name, tree in variables.items()
-    }
+def _only_backbone(
+    variables: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The backbone alone, its res5 where `wanted` has it: there, or in the shared head of C4."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, tree in variables.items():
+        blocks = {**tree.get("backbone", {}), **tree.get("shared_head", {})}
+        moved = {
+            k: x for k, x in blocks.items() if k in wanted.get(name, {}).get("shared_head", {})
+        }
+        rest = {k: x for k, x in blocks.items() if k not in moved}
+        rooms = {"backbone": rest, "shared_head": moved}
+        found[name] = {room: parts for room, parts in rooms.items() if parts}
+    return found
 
 
 def _is_own(path: Path) -> bool:

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import checkpoint, conventions, preprocess, runtime
+from maskrcnn_jax import checkpoint, conventions, postprocess_keypoints, preprocess, runtime
 from maskrcnn_jax.canvases import CanvasPlan
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models.mask_rcnn import build, forward_predict
+from maskrcnn_jax.models.families import build, forward_predict
 from maskrcnn_jax.prediction import Prediction
 from maskrcnn_jax.types import Detections
 from maskrcnn_jax.weights import importer
@@ -225,16 +225,22 @@ class Predictor:
             found.boxes, ready.placement.window, hw, e.paste_rule
         )
         keep = found.valid & has_area & (found.scores >= self.score_thresh)
+        keypoints = postprocess_keypoints.heatmaps_to_keypoints(
+            found.keypoints[keep], found.boxes[keep]
+        )
         return Prediction(
             boxes=boxes[keep],
             scores=found.scores[keep],
             classes=found.classes[keep],
-            box_masks=found.masks[keep],
+            box_masks=None if found.masks is None else found.masks[keep],
             image_hw=hw,
             class_names=self.names,
             category_ids=self.category_ids,
             paste_rule=e.paste_rule,
             mask_thresh=e.mask_thresh,
+            keypoints=postprocess_keypoints.keypoints_to_image(
+                keypoints, ready.placement.window, hw
+            ),
         )
 
     def _tell_of_caps(self, num_dropped: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_jax import postprocess, preprocess, runtime
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.files import ImageIds, Picture, free_name
 from maskrcnn_jax.journal import Journal
 from maskrcnn_jax.logs import ProgressBar, write_atomic
@@ -59,7 +60,8 @@ def predict_folder(
     files that did not change, are not predicted again. Files that cannot be read are reported.
 
     image_ids: takes the ids from there; else they are running numbers.
-    Raises UserError if the folder holds something else, or results with other settings.
+    Raises UserError if the folder holds something else, or results with other settings, and where
+    `masks` are asked of a model that has none.
     """
     settings = {
         "weights": predictor.origin,
@@ -69,6 +71,8 @@ def predict_folder(
         "overlays": overlays,
         "masks": masks,
     }
+    if masks and predictor.config.model.mask_branch == "none":
+        raise UserError(f"{predictor.origin}: a model without masks; leave out --masks")
     with Journal(output, settings, overwrite) as journal:
         jobs, failed = _plan(list(pictures), journal, image_ids)
         bar.begin(len(jobs))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops.nms import nms
-from maskrcnn_jax.settings import STRIDES, Settings
+from maskrcnn_jax.settings import Settings, anchors_per_cell, level_anchor_sizes
 from maskrcnn_jax.types import Proposals
 
 # Far corners are (x, y) of the last pixel in Matterport's boxes, and one beyond it in all others.
@@ -36,12 +36,14 @@ def anchors_of(
     """The anchors of a canvas (height, width) by level, in the canvas' own boxes."""
     levels = anchor_ops.grid_anchors(
         canvas,
-        STRIDES,
-        s.anchor_sizes,
+        s.strides,
+        level_anchor_sizes(s),
         s.anchor_ratios,
         s.anchor_offset,
         rounded=s.anchor_rounding,
-        fitted_hw=anchor_ops.padded(image_hw) if s.anchor_strides == "fitted" else None,
+        fitted_hw=anchor_ops.padded(image_hw, s.size_divisor)
+        if s.anchor_strides == "fitted"
+        else None,
     )
     return [jnp.asarray(level) for level in levels]
 
@@ -60,7 +62,9 @@ def propose(
     Source: Detectron2 `find_top_rpn_proposals`; with `proposal_nms` "all" the levels are one, as in
     Matterport's `ProposalLayer`.
     """
-    usable = anchor_ops.in_padded_image(canvas, STRIDES, len(s.anchor_ratios), image_hw)
+    usable = anchor_ops.in_padded_image(
+        canvas, s.strides, anchors_per_cell(s), image_hw, s.size_divisor
+    )
     logits = jnp.where(usable & jnp.isfinite(logits), logits, -jnp.inf)
     levels = anchors_of(s, canvas, image_hw)
     if s.proposal_nms == "all":
@@ -113,14 +117,35 @@ def detect(
     Source: Detectron2 `fast_rcnn_inference_single_image`; with `class_rule` "best" a proposal has
     one class, background among them, as in Matterport's `DetectionLayer`.
     """
-    probabilities = jax.nn.softmax(class_logits)
     sound = proposals.valid & jnp.isfinite(class_logits).all(-1)
+    probabilities = jax.nn.softmax(class_logits)
+    return detect_scored(
+        s, proposals.boxes, sound, probabilities, class_deltas, window, s.box_deltas_weights
+    )
+
+
+def detect_scored(
+    s: Settings,
+    rois: Float[Array, "K 4"],
+    sound: Bool[Array, "K"],
+    probabilities: Float[Array, "K C1"],
+    class_deltas: Float[Array, "K C 4"],
+    window: Float[Array, "4"],
+    weights: tuple[float, float, float, float],
+) -> tuple[
+    Float[Array, "D 4"], Float[Array, "D"], Int[Array, "D"], Bool[Array, "D"], Int[Array, ""]
+]:
+    """As `detect`, from rois whose classes have a score already.
+
+    sound: the rois that count. A class axis of length 1 in `class_deltas` means class-agnostic
+    boxes. weights: of the deltas.
+    """
     choose = {"all": _all_classes, "best": _best_class}[s.class_rule]
     best, rows, classes, num_dropped = choose(s, probabilities, sound)
     boxes = box_ops.decode_deltas(
-        class_deltas[rows, classes],
-        proposals.boxes[rows],
-        s.box_deltas_weights,
+        class_deltas[rows, jnp.minimum(classes, class_deltas.shape[1] - 1)],
+        rois[rows],
+        weights,
         s.delta_clamp or math.inf,
     )
     valid = (best > 0) & jnp.isfinite(boxes).all(-1)

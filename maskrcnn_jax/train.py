@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import checkpoint, flight, initial, runtime
+from maskrcnn_jax import checkpoint, flight, initial, parameter_table, run_length, runtime
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.data import user_transforms
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator
 from maskrcnn_jax.logs import RunLog, StepClock
-from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.train_step import COUNTS, TrainState, init_state, init_variables, make_train_step
 from maskrcnn_jax.types import Batch
@@ -27,10 +27,13 @@ from maskrcnn_jax.types import Batch
 # Metrics are read this many steps late, so that the device never waits for the host.
 LAG = 2
 
-# A run cannot go on under another value of what begins so: the state would have other shapes.
+# A run cannot go on under another value of these: the state would have other shapes.
 FIXED = (
+    "model.backbone",
+    "model.neck",
     "model.depth",
     "model.width",
+    "model.width_per_group",
     "model.groups",
     "model.norm",
     "model.head_norm",
@@ -42,11 +45,23 @@ FIXED = (
     "model.box_pool_size",
     "model.box_convs",
     "model.box_channels",
-    "model.box_fc",
+    "model.box_fcs",
+    "model.box_fc_dim",
+    "model.class_agnostic_boxes",
+    "model.cascade_ious",
+    "model.mask_branch",
+    "model.mask_loss",
+    "model.class_agnostic_masks",
     "model.mask_channels",
     "model.mask_convs",
+    "model.mask_fcs",
+    "model.mask_fc_dim",
+    "model.keypoints",
+    "model.keypoint_channels",
+    "model.keypoint_convs",
     "optim.name",
     "optim.lr_rules",
+    "optim.stages",
 )
 
 
@@ -73,18 +88,19 @@ class _Run:
             user_transforms.build(config.data.albumentations)  # told before hours of preparing
         self.train_data, self.val_data = load_data(config, train=True)
         self.classes = classes_of(self.train_data)
+        derived = run_length.derive(config, self.train_data)
         workdir.mkdir(parents=True, exist_ok=True)
         self.store = checkpoint.Checkpoints(workdir, config.train.keep_last)
         self.start = self.store.latest_step or 0
         self.log = RunLog(
             workdir, self.start, config.train.num_steps, speaks=jax.process_index() == 0
         )
-        for line in runtime.describe_devices():
+        for line in (*runtime.describe_devices(), *derived):
             self.log.say(line)
         self.imported = self._adopt_preset()
         self.records = self._prepare_records()
         self.mesh = runtime.make_mesh()
-        self.model = mask_rcnn.build(config.model, len(self.train_data.names))
+        self.model = families.build(config.model, len(self.train_data.names))
         self.evaluator = Evaluator(self.model, self.val_data, config, self.mesh, self.log.say)
         self.window: list[dict[str, float]] = []  # metrics since the last line of the log
         self.state = self._resume(self._fresh_state()) if self.start else self._fresh_state()
@@ -103,7 +119,7 @@ class _Run:
             saved = checkpoint.read_meta(self.store.folder / str(self.start))["config"]
             initial.keep_preset(config, saved, say)
             return None
-        imported = initial.read_foreign(config, say)
+        imported = initial.read_foreign(config, say) or initial.read_run(config, say)
         if imported is not None:
             initial.adopt_preset(config, imported, say)
         return imported
@@ -113,7 +129,8 @@ class _Run:
         t, o = config.train, config.optim
         variables = jax.tree.map(np.asarray, init_variables(self.model, t.seed))
         if config.init.checkpoint and not self.start:
-            variables = initial.load_initial(config, variables, self.train_data, self.imported, say)
+            start = self.imported, say, self.log.table
+            variables = initial.load_initial(config, variables, self.train_data, *start)
             self.imported = None
         count = sum(x.size for x in jax.tree.leaves(variables["params"]))
         say(f"{count / 1e6:.2f} M parameters, {len(self.classes['names'])} classes")
@@ -124,6 +141,8 @@ class _Run:
         tx, schedule, trained = make_optimizer(
             variables["params"], o, config.model.freeze_at, t.num_steps, t.batch_size
         )
+        rows = parameter_table.describe(variables["params"], o, config.model.freeze_at, t.num_steps)
+        self.log.table("what is trained", parameter_table.HEADER, rows)
         step = make_train_step(
             self.model,
             tx,
@@ -161,7 +180,7 @@ class _Run:
             self.log.say(
                 f"changed since step {self.start}: config.{f}: {before[f]!r} -> {now[f]!r}"
             )
-        fixed = [f for f in changed if f.startswith(FIXED)]
+        fixed = [f for f in changed if f in FIXED]
         ema = "optim.ema_decay"
         if bool(before.get(ema, now[ema])) != bool(now[ema]):
             fixed.append(ema)
@@ -181,17 +200,20 @@ class _Run:
         return builder.prepare(self.train_data, folder, d.mask_side, d.on_bad_image)
 
     def _open_data(self) -> Iterator[Batch]:
-        from maskrcnn_jax.data import pipeline
+        from maskrcnn_jax.data import keypoints, pipeline
 
-        t = self.config.train
+        t, d = self.config.train, self.config.data
+        number, names = self.config.model.keypoints, self.train_data.keypoint_names
+        order = keypoints.flip_order(names, d.keypoint_flip, number, mirrors=_mirrors(d))
         return pipeline.make_batches(
             self.records,
-            self.config.data,
+            d,
             t.batch_size,
             t.seed,
             start_step=self.start,
             num_steps=t.num_steps - self.start,
             host=(jax.process_index(), jax.process_count()),
+            keypoint_order=order,
         )
 
     def go(self) -> dict[str, float]:
@@ -200,6 +222,8 @@ class _Run:
         metrics: dict[str, float] = {}
         previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
         try:
+            if e.at_start and not self.start and not self.log.history:
+                self.log.metrics(0, self._evaluate(0))
             for done in range(self.start + 1, t.num_steps + 1):
                 self._advance(done)
                 if done == t.num_steps or (e.every and done % e.every == 0):
@@ -329,6 +353,11 @@ class _Run:
             self._save(done)
             self.store.close()
             raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from it")
+
+
+def _mirrors(d: ConfigDict) -> bool:
+    """Whether left and right ever change places in a training picture."""
+    return d.flip > 0 or d.flip_vertical > 0
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -260,6 +260,13 @@ INVALID = {
     "model.max_candidates=10": "max_detections",
     "optim.lr_rules=(('(',1.0),)": "regular expression",
     "train.early_stop=3": "set eval.every",
+    "optim.stages=": "optim.stages is empty",
+    "optim.stages=((0.5,'.*'),)": "must begin at 0.0 and rise",
+    "optim.stages=((0.0,'a'),(0.0,'b'))": "must begin at 0.0 and rise",
+    "optim.stages=((0.0,'('),)": "regular expression",
+    "optim.stages=((0.0,'a'),(40,'b'))": "within 0..1",
+    "optim.layer_decay=1.5": "at most 1",
+    "init.heads=names": "('strict', 'match')",
     "data.train.images=": "data.train.images is empty",
     "data.val.annotations=": "data.val.annotations is empty",
     "data.name=shapes": "set data.name=coco",
@@ -281,6 +288,7 @@ def test_validate_pairs_of_fields():
         ("model.depth=34", "model.groups=32"),
         ("model.norm=group", "model.freeze_at=0", "model.width=48"),
         ("model.head_norm=group", "model.fpn_channels=100"),
+        ("init.heads=match", "init.skip_heads=true", "init.checkpoint=run"),
         ("data.rotate90=0.5", "data.canvases=((832,1344),)"),
     ):
         with pytest.raises(UserError):

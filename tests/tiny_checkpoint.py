@@ -49,7 +49,7 @@ def make(
 
 def noise(model_config) -> dict:
     """Normal numbers around 1 in place of a model's variables."""
-    shapes = importer.model_shapes(model_config, tiny_model.CLASSES)
+    shapes = importer.model_shapes(model_config.to_dict(), tiny_model.CLASSES)
     rng = np.random.default_rng(0)
     flat = {path: np.float32(1 + rng.standard_normal(shape)) for path, shape in shapes.items()}
     return importer.unflatten(flat)

@@ -20,18 +20,22 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, selection, targets
-from maskrcnn_jax.models.fpn import FPN
-from maskrcnn_jax.models.resnet import ResNet
-from maskrcnn_jax.models.roi_heads import BoxHead, MaskHead
+from maskrcnn_jax.models import trunk
+from maskrcnn_jax.models.keypoints import UPSCALE, KeypointHead
+from maskrcnn_jax.models.mask_rules import SIGMOID, SOFTMAX, MaskRule
+from maskrcnn_jax.models.roi_heads import MaskHead, MaskMLP
 from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
-from maskrcnn_jax.ops.roi_align import multilevel_roi_align
-from maskrcnn_jax.settings import STRIDES, Settings
-from maskrcnn_jax.types import Batch, Detections, Losses
+from maskrcnn_jax.ops.leading_rows import leading_rows
+from maskrcnn_jax.ops.roi_align import multilevel_roi_align, multilevel_roi_align_max
+from maskrcnn_jax.ops.roi_pool import multilevel_roi_pool
+from maskrcnn_jax.ops.roi_warp import multilevel_roi_warp
+from maskrcnn_jax.settings import Settings, anchors_per_cell, from_config, mask_size
+from maskrcnn_jax.types import Batch, Detections, Losses, Proposals, Samples
 
 
 class MaskRCNN(nn.Module):
@@ -39,11 +43,14 @@ class MaskRCNN(nn.Module):
 
     backbone: nn.Module
     fpn: nn.Module
+    shared_head: nn.Module
     rpn_head: nn.Module
     box_head: nn.Module
-    mask_head: nn.Module
+    mask_head: nn.Module | None  # None: Faster R-CNN
+    mask_rule: MaskRule
     pool: Callable  # (P2..P5, rois, size) -> [B, R, size, size, F]
     settings: Settings
+    keypoint_head: nn.Module | None = None
 
     def features(
         self,
@@ -72,9 +79,9 @@ class MaskRCNN(nn.Module):
     def boxes(
         self, pyramid: dict[str, Float[Array, "B h w F"]], rois: Float[Array, "B R 4"], train: bool
     ) -> tuple[Float[Array, "B R C1"], Float[Array, "B R C 4"]]:
-        """Class logits (background last) and class-wise deltas of each roi."""
-        pooled = self._pool(pyramid, rois, self.settings.box_pool_size)
-        logits, deltas = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
+        """Class logits (background last) and deltas of each roi, class-wise or one for all."""
+        pooled = self._pool(pyramid, rois, self.settings.box_pool_size, train)
+        logits, deltas = self.box_head(pooled, train)
         batch = rois.shape[:2]
         return logits.reshape(*batch, -1), deltas.reshape(*batch, *deltas.shape[1:])
 
@@ -83,12 +90,31 @@ class MaskRCNN(nn.Module):
         pyramid: dict[str, Float[Array, "B h w F"]],
         rois: Float[Array, "B R 4"],
         classes: Int[Array, "B R"],
+        count: Int[Array, ""] | None,
         train: bool,
-    ) -> Float[Array, "B R T T"]:
-        """Mask logits of each roi for its class, in the frame of the roi."""
-        pooled = self._pool(pyramid, rois, self.settings.mask_pool_size)
-        flat = pooled.reshape(-1, *pooled.shape[2:])
-        logits = self.mask_head(flat, classes.reshape(-1), train)
+    ) -> Float[Array, "B R T T"] | Float[Array, "B R T T C1"]:
+        """Mask logits of each roi for its class, in the frame of the roi; where masks are
+        multinomial, for every class and the background.
+
+        count: only so many rois of each image are wanted (see `_wanted_rows`); None: all.
+        """
+        pooled = self._pool(pyramid, rois, self.settings.mask_pool_size, train)
+        wanted = None if self.mask_rule.joint else classes
+        if count is not None:
+            head, own = self.mask_head.unbind()
+            rows = (pooled.reshape(*rois.shape[:2], *pooled.shape[1:]), wanted)
+            return leading_rows(partial(_apply_to_rows, head, train), own, rows, count)
+        logits = self.mask_head(pooled, None if wanted is None else wanted.reshape(-1), train)
+        return logits.reshape(*rois.shape[:2], *logits.shape[1:])
+
+    def keypoints(
+        self, pyramid: dict[str, Float[Array, "B h w F"]], rois: Float[Array, "B R 4"], train: bool
+    ) -> Float[Array, "B R J T T"]:
+        """Heatmap logits of each roi's keypoints, in the frame of the roi; J may be 0."""
+        if self.keypoint_head is None:
+            return jnp.zeros((*rois.shape[:2], 0, 1, 1))
+        pooled = self._pool(pyramid, rois, self.settings.keypoint_pool_size, train)
+        logits = self.keypoint_head(pooled, train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:
@@ -96,57 +122,106 @@ class MaskRCNN(nn.Module):
         pyramid = self.features(images, image_hw, True)
         rois = jnp.broadcast_to(jnp.array([0.0, 0.0, 16.0, 16.0]), (images.shape[0], 1, 4))
         classes = jnp.zeros(rois.shape[:2], jnp.int32)
-        masks = self.masks(pyramid, rois, classes, True)
-        return self.propose(pyramid), self.boxes(pyramid, rois, True), masks
+        masks = None if self.mask_head is None else self.masks(pyramid, rois, classes, None, True)
+        keypoints = self.keypoints(pyramid, rois, True)
+        return self.propose(pyramid), self.boxes(pyramid, rois, True), masks, keypoints
 
-    def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
-        levels = {name: pyramid[name] for name in ("p2", "p3", "p4", "p5")}
-        return self.pool(levels, rois, size)
+    def _pool(self, pyramid: dict[str, Array], rois: Array, size: int, train: bool) -> Array:
+        """[B * R, S, S, F], behind what the heads share."""
+        levels = {name: pyramid[name] for name in self.settings.roi_levels}
+        pooled = self.pool(levels, rois, size)
+        return self.shared_head(pooled.reshape(-1, *pooled.shape[2:]), train)
 
 
 def build(config: Any, num_classes: int) -> MaskRCNN:
     """Builds the model from the config's `model` group; the only place here that reads config."""
     dtype = jnp.dtype(config.dtype)
-    backbone = ResNet(
-        depth=config.depth,
-        width=config.width,
-        groups=config.groups,
-        width_per_group=config.width_per_group,
-        stride_in_1x1=config.stride_in_1x1,
-        pool_padding=config.pool_padding,
-        norm=config.norm,
-        freeze_at=config.freeze_at,
-        dtype=dtype,
-        remat=config.remat,
-    )
-    roi_align = partial(
-        multilevel_roi_align,
-        sampling_ratio=config.roi_sampling_ratio,
-        aligned=config.roi_aligned,
-        level_eps=config.roi_level_eps,
-    )
+    parts = trunk.build(config, dtype)
+    settings = from_config(config, num_classes, **parts.structure)
     head_norm = {"norm": config.head_norm, "dtype": dtype}
+    mask_rule = {"sigmoid": SIGMOID, "softmax": SOFTMAX}[config.mask_loss]
+    # The background of multinomial masks is one class more.
+    num_masks = (1 if config.class_agnostic_masks else num_classes) + mask_rule.joint
+    mask_heads = {
+        "fcn": MaskHead(num_masks, config.mask_channels, config.mask_convs, **head_norm),
+        "mlp": MaskMLP(num_masks, config.mask_fc_dim, config.mask_fcs, dtype),
+        "none": None,
+    }
     return MaskRCNN(
-        backbone=backbone,
-        fpn=FPN(config.fpn_channels, **head_norm),
+        backbone=parts.backbone,
+        fpn=parts.fpn,
+        shared_head=parts.shared_head,
         rpn_head=RPNHead(
-            len(config.anchor_ratios), config.rpn_channels, config.rpn_convs, dtype=dtype
+            anchors_per_cell(settings), config.rpn_channels, config.rpn_convs, dtype=dtype
         ),
-        box_head=BoxHead(
+        box_head=parts.box_head(
             num_classes,
             config.box_fc_dim,
             config.box_fcs,
             config.box_convs,
             config.box_channels,
+            config.class_agnostic_boxes,
             **head_norm,
         ),
-        mask_head=MaskHead(num_classes, config.mask_channels, config.mask_convs, **head_norm),
-        pool={"align": roi_align, "crop": multilevel_crop_resize}[config.roi_pool],
-        settings=Settings(
-            num_classes=num_classes,
-            **{f: config[f] for f in Settings.__dataclass_fields__ if f != "num_classes"},
-        ),
+        mask_head=mask_heads[config.mask_branch],
+        mask_rule=mask_rule,
+        pool=_pooling(config),
+        settings=settings,
+        keypoint_head=KeypointHead(
+            config.keypoints, config.keypoint_channels, config.keypoint_convs, **head_norm
+        )
+        if config.keypoints
+        else None,
     )
+
+
+def _pooling(config: Any) -> Callable:
+    """The `pool` of a MaskRCNN, by the config's `model` group."""
+    level_eps, samples = config.roi_level_eps, config.roi_sampling_ratio
+    align = {"sampling_ratio": samples, "aligned": config.roi_aligned, "level_eps": level_eps}
+    return {
+        "align": partial(multilevel_roi_align, **align),
+        "align_max": partial(multilevel_roi_align_max, **align),
+        "crop": multilevel_crop_resize,
+        "pool": partial(multilevel_roi_pool, level_eps=level_eps),
+        "warp": partial(multilevel_roi_warp, reduce=jnp.mean, level_eps=level_eps),
+        "warp_max": partial(multilevel_roi_warp, reduce=jnp.max, level_eps=level_eps),
+    }[config.roi_pool]
+
+
+def train_boxes(
+    model: MaskRCNN,
+    run: Callable,
+    pyramid: dict[str, Array],
+    samples: Samples,
+    roi_deltas: Float[Array, "B R 4"],
+    batch: Batch,
+    mesh: Mesh | None,
+) -> tuple[Array, Array, dict[str, Array]]:
+    """The class and the box term of the sampled rois, and what the log shall tell of them.
+
+    run: (method of the model, arguments) -> its result, in training mode.
+    """
+    class_logits, class_deltas = run(model.boxes, pyramid, samples.rois)
+    beta = model.settings.box_smooth_l1_beta
+    found = (samples.classes, samples.fg, samples.valid)
+    return *losses.box_losses(class_logits, class_deltas, roi_deltas, *found, beta), {}
+
+
+def predict_boxes(
+    model: MaskRCNN,
+    variables: dict[str, Any],
+    pyramid: dict[str, Array],
+    proposals: Proposals,
+    window: Float[Array, "B 4"],
+    mesh: Mesh | None,
+) -> tuple[Array, ...]:
+    """Boxes, scores, classes, valid of the detections, and the candidates beyond the cap."""
+    class_logits, class_deltas = model.apply(
+        variables, pyramid, proposals.boxes, False, method=model.boxes
+    )
+    select = jax.vmap(lambda *args: selection.detect(model.settings, *args))
+    return per_device(select, mesh)(proposals, class_logits, class_deltas, window)
 
 
 def forward_train(
@@ -155,10 +230,12 @@ def forward_train(
     batch: Batch,
     keys: Key[Array, "B"],
     mesh: Mesh | None = None,
+    box_branch: Callable = train_boxes,
 ) -> tuple[Losses, dict[str, Array], dict[str, Any]]:
     """The five losses of a batch, with one key per image for the samplers.
 
     mesh: the devices that 'data' is sharded over; the per-image stages then run per device.
+    box_branch: another family's, in the form of `train_boxes`.
     Returns losses, counts for the log, and the updated `batch_stats`.
     """
     s = model.settings
@@ -175,15 +252,28 @@ def forward_train(
     pyramid = run(model.features, batch.images, batch.image_hw)
     logits, deltas = model.apply(variables, pyramid, method=model.propose)
     frozen = jax.lax.stop_gradient((logits, deltas))
-    stage = _per_device(lambda *args: _assign(s, *args), mesh)
-    (rows, rpn_fg, rpn_valid, rpn_deltas), samples, roi_deltas, mask_goals, num_proposals = stage(
+    has_masks = model.mask_head is not None
+    stage = per_device(lambda *args: _assign(s, has_masks, *args), mesh)
+    rpn, samples, roi_deltas, mask_goals, keypoint_goals, num_proposals = stage(
         *frozen, batch, keys
     )
-    # Foreground rois fill the first slots, so that the mask head runs on these alone.
-    num_fg = mask_goals.shape[1]
-    class_logits, class_deltas = run(model.boxes, pyramid, samples.rois)
-    fg_classes = jnp.where(samples.fg, samples.classes, 0)[:, :num_fg]
-    mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], fg_classes)
+    rows, rpn_fg, rpn_valid, rpn_deltas = rpn
+    cls, box, notes = box_branch(model, run, pyramid, samples, roi_deltas, batch, mesh)
+    mask = jnp.zeros(())
+    if has_masks:
+        # Foreground rois fill the first slots, so that the mask head runs on these alone.
+        num_fg = mask_goals.shape[1]
+        fg = samples.fg[:, :num_fg]
+        classes = jnp.where(fg, samples.classes[:, :num_fg], 0)
+        count = _wanted_rows(model, fg, mesh)
+        mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], classes, count)
+        mask = model.mask_rule.loss(mask_logits, mask_goals, classes, fg)
+    keypoint = jnp.zeros(())
+    if s.keypoints:
+        logits_of_fg = run(model.keypoints, pyramid, samples.rois[:, : keypoint_goals[0].shape[1]])
+        slots = s.keypoints * s.roi_positive_fraction * samples.fg.size
+        normalizer = None if s.keypoint_loss_by_visible else slots
+        keypoint = losses.keypoint_loss(logits_of_fg, *keypoint_goals, normalizer)
 
     gather = jax.vmap(lambda x, i: x[i])
     rpn_cls, rpn_box = losses.rpn_losses(
@@ -194,22 +284,13 @@ def forward_train(
         rpn_valid,
         s.rpn_smooth_l1_beta,
     )
-    cls, box = losses.box_losses(
-        class_logits,
-        class_deltas,
-        roi_deltas,
-        samples.classes,
-        samples.fg,
-        samples.valid,
-        s.box_smooth_l1_beta,
-    )
-    mask = losses.mask_loss(mask_logits, mask_goals, samples.fg[:, :num_fg])
     terms = Losses(
         rpn_cls=s.rpn_loss_weight * rpn_cls,
         rpn_box=s.rpn_loss_weight * rpn_box,
         cls=s.box_loss_weight * cls,
         box=s.box_loss_weight * box,
         mask=s.mask_loss_weight * mask,
+        keypoint=s.keypoint_loss_weight * keypoint,
     )
     metrics = {
         "instances": batch.gt_valid.sum(),
@@ -217,6 +298,7 @@ def forward_train(
         "proposals_per_image": num_proposals.mean(),
         "fg_rois_per_image": samples.fg.sum() / rows.shape[0],
         "fg_anchors_per_image": rpn_fg.sum() / rows.shape[0],
+        **notes,
     }
     return terms, metrics, stats
 
@@ -228,11 +310,12 @@ def forward_predict(
     image_hw: Int[Array, "B 2"],
     window: Float[Array, "B 4"] | None = None,
     mesh: Mesh | None = None,
+    box_branch: Callable = predict_boxes,
 ) -> Detections:
     """Detections of a batch, best first, in pixels of the canvas, with masks in their boxes.
 
     window: the box on the canvas that the picture fills, where detections end; by default the
-    corner of size image_hw.
+    corner of size image_hw. box_branch: another family's, in the form of `predict_boxes`.
     """
     s = model.settings
     model = _pool_per_device(model, mesh)
@@ -245,20 +328,21 @@ def forward_predict(
     else:
         window = selection.to_convention(s, window)
     propose = jax.vmap(lambda *args: selection.propose(s, canvas, *topk, *args))
-    proposals = _per_device(propose, mesh)(logits, deltas, image_hw)
-    class_logits, class_deltas = model.apply(
-        variables, pyramid, proposals.boxes, False, method=model.boxes
+    proposals = per_device(propose, mesh)(logits, deltas, image_hw)
+    boxes, scores, classes, valid, num_dropped = box_branch(
+        model, variables, pyramid, proposals, window, mesh
     )
-    select = _per_device(jax.vmap(lambda *args: selection.detect(s, *args)), mesh)
-    boxes, scores, classes, valid, num_dropped = select(
-        proposals, class_logits, class_deltas, window
-    )
-    masks = model.apply(variables, pyramid, boxes, classes, False, method=model.masks)
+    masks = None
+    if model.mask_head is not None:
+        count = _wanted_rows(model, valid, mesh)
+        logits = model.apply(variables, pyramid, boxes, classes, count, False, method=model.masks)
+        masks = model.mask_rule.probabilities(logits, classes)
+    keypoints = model.apply(variables, pyramid, boxes, False, method=model.keypoints)
     boxes = selection.from_convention(s, boxes)
-    return Detections(boxes, scores, classes, valid, jax.nn.sigmoid(masks), num_dropped)
+    return Detections(boxes, scores, classes, valid, masks, num_dropped, keypoints)
 
 
-def _per_device(stage: Callable, mesh: Mesh | None) -> Callable:
+def per_device(stage: Callable, mesh: Mesh | None) -> Callable:
     """Runs a stage on each device's own images: its loops and top-k then need no collective."""
     if mesh is None or mesh.size == 1:
         return stage
@@ -271,12 +355,32 @@ def _pool_per_device(model: MaskRCNN, mesh: Mesh | None) -> MaskRCNN:
     pool = model.pool
 
     def on_its_device(levels: dict[str, Array], rois: Array, size: int) -> Array:
-        return _per_device(lambda *args: pool(*args, size), mesh)(levels, rois)
+        return per_device(lambda *args: pool(*args, size), mesh)(levels, rois)
 
     return model.clone(pool=on_its_device)
 
 
-def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array) -> tuple:
+def _wanted_rows(
+    model: MaskRCNN, wanted: Bool[Array, "B R"], mesh: Mesh | None
+) -> Int[Array, ""] | None:
+    """The most rows that an image wants of the mask head, where computing no others pays.
+
+    That is on a CPU; None elsewhere, and where a norm takes its statistics over all rows. Wanted
+    rows come first.
+    """
+    is_one_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
+    if not is_one_cpu or getattr(model.mask_head, "norm", "none") == "batch":
+        return None
+    return wanted.sum(1).max()
+
+
+def _apply_to_rows(head: nn.Module, train: bool, variables: Any, rows: tuple) -> Array:
+    return head.apply(variables, *rows, train)
+
+
+def _assign(
+    s: Settings, has_masks: bool, logits: Array, deltas: Array, batch: Batch, keys: Array
+) -> tuple:
     """All that training decides without gradient: anchors, proposals, rois, their targets."""
     canvas = batch.images.shape[1:3]
 
@@ -284,7 +388,7 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
         logits, deltas, image, key = args
         rpn_key, roi_key = jax.random.split(key)
         anchor_valid = anchor_ops.in_padded_image(
-            canvas, STRIDES, len(s.anchor_ratios), image.image_hw
+            canvas, s.strides, anchors_per_cell(s), image.image_hw, s.size_divisor
         )
         anchors = selection.anchors_of(s, canvas, image.image_hw)
         rpn = targets.rpn_targets(
@@ -314,15 +418,24 @@ def _assign(s: Settings, logits: Array, deltas: Array, batch: Batch, keys: Array
         )
         roi_deltas = targets.box_targets(samples, gt_boxes, s.box_deltas_weights)
         num_fg = max(1, int(s.roi_batch_per_image * s.roi_positive_fraction))
+        keypoints = targets.keypoint_targets(
+            selection.from_convention(s, samples.rois[:num_fg]),
+            samples.matched_idxs[:num_fg],
+            image.gt_keypoints,
+            UPSCALE * s.keypoint_pool_size,
+        )
+        keypoints = (keypoints[0], keypoints[1] & samples.fg[:num_fg, None])
+        if not has_masks:
+            return rpn, samples, roi_deltas, None, keypoints, proposals.valid.sum()
         masks = targets.mask_targets(
             samples.rois[:num_fg],
             samples.matched_idxs[:num_fg],
             image.gt_masks,
             selection.to_convention(s, image.gt_frames),
-            2 * s.mask_pool_size,
-            crop={"align": targets.cut_aligned, "crop": targets.cut_crop_resized}[s.roi_pool],
+            mask_size(s),
+            crop=targets.cut_crop_resized if s.roi_pool == "crop" else targets.cut_aligned,
         )
-        return rpn, samples, roi_deltas, masks, proposals.valid.sum()
+        return rpn, samples, roi_deltas, masks, keypoints, proposals.valid.sum()
 
     # One image after another bounds the memory of the IoU matrix and of the unpacked bitmaps.
     slim = batch._replace(images=jnp.zeros((logits.shape[0],), jnp.uint8))

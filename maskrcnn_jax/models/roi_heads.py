@@ -10,13 +10,15 @@ from maskrcnn_jax.models.norm import ConvNorm
 
 
 class BoxHead(nn.Module):
-    """`num_convs` 3x3 convolutions, `num_fcs` dense layers, class logits and class-wise deltas."""
+    """`num_convs` 3x3 convolutions, `num_fcs` dense layers, class logits and deltas: of each class,
+    or with `class_agnostic` one for all of them."""
 
     num_classes: int
     fc_dim: int = 1024
     num_fcs: int = 2
     num_convs: int = 0
     conv_dim: int = 256
+    class_agnostic: bool = False
     norm: str = "none"
     dtype: DTypeLike = jnp.float32
 
@@ -25,7 +27,7 @@ class BoxHead(nn.Module):
         self, pooled: Float[Array, "R S S F"], train: bool
     ) -> tuple[Float[Array, "R C1"], Float[Array, "R C 4"]]:
         """pooled: [R, S, S, F] of ROIAlign. Returns logits [R, C + 1], background last, and
-        deltas [R, C, 4], both float32."""
+        deltas [R, C, 4] or [R, 1, 4], both float32."""
         x = pooled
         for i in range(self.num_convs):
             conv = ConvNorm(self.conv_dim, 3, norm=self.norm, dtype=self.dtype, name=f"conv{i + 1}")
@@ -41,12 +43,12 @@ class BoxHead(nn.Module):
             name="cls_score",
         )(x)
         deltas = nn.Dense(
-            4 * self.num_classes,
+            4 * (1 if self.class_agnostic else self.num_classes),
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.001),
             name="bbox_pred",
         )(x)
-        deltas = deltas.reshape(-1, self.num_classes, 4)
+        deltas = deltas.reshape(len(logits), -1, 4)
         return logits.astype(jnp.float32), deltas.astype(jnp.float32)
 
 
@@ -66,7 +68,8 @@ class MaskHead(nn.Module):
         """pooled: [R, S, S, F]. Returns float32 logits at twice the side.
 
         classes: the class of each roi whose mask is wanted, [R, 2S, 2S]; None gives all of them,
-        [R, 2S, 2S, C]. Only the asked-for rows of the last layer are multiplied.
+        [R, 2S, 2S, C]. Only the asked-for rows of the last layer are multiplied. The only row of a
+        head with one class serves them all (class-agnostic masks).
         """
         x = pooled
         for i in range(self.num_convs):
@@ -80,8 +83,41 @@ class MaskHead(nn.Module):
         if classes is None:
             logits = jnp.einsum("rhwf,fc->rhwc", x, kernel)
             return logits.astype(jnp.float32) + bias
-        logits = jnp.einsum("rhwf,fr->rhw", x, kernel[:, classes])
-        return logits.astype(jnp.float32) + bias[classes][:, None, None]
+        own = jnp.minimum(classes, self.num_classes - 1)
+        logits = jnp.einsum("rhwf,fr->rhw", x, kernel[:, own])
+        return logits.astype(jnp.float32) + bias[own][:, None, None]
+
+
+class MaskMLP(nn.Module):
+    """`num_fcs` dense layers, and one to the cells of every class: the mask branch that forgets
+    where a feature lies. Source: arXiv 1703.06870, table 2e."""
+
+    num_classes: int
+    fc_dim: int = 1024
+    num_fcs: int = 2
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pooled: Float[Array, "R S S F"], classes: Int[Array, "R"] | None, train: bool
+    ) -> Float[Array, "R T T"] | Float[Array, "R T T C"]:
+        """As of `MaskHead`, from the same features. `train` makes no difference."""
+        side = 2 * pooled.shape[1]
+        x = pooled.reshape(len(pooled), -1)
+        for i in range(self.num_fcs):
+            dense = nn.Dense(self.fc_dim, dtype=self.dtype, kernel_init=xavier, name=f"fc{i + 1}")
+            x = nn.relu(dense(x))
+        logits = nn.Dense(
+            side * side * self.num_classes,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.001),
+            name="predictor",
+        )(x)
+        logits = logits.astype(jnp.float32).reshape(-1, side, side, self.num_classes)
+        if classes is None:
+            return logits
+        own = jnp.minimum(classes, self.num_classes - 1)
+        return jnp.take_along_axis(logits, own[:, None, None, None], axis=-1)[..., 0]
 
 
 class Upsample(nn.Module):

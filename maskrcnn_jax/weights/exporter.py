@@ -12,6 +12,17 @@ from maskrcnn_jax.weights import importer, writers
 from maskrcnn_jax.weights.layout import BN_EPS, Rule, Spec, float32, float64
 from maskrcnn_jax.weights.presets import PRESETS, TRAINING_FIELDS
 
+# What the models of all these families have in common, and what the rules of their tensors expect.
+COMMON = {
+    "backbone": "resnet",
+    "keypoints": 0,
+    "class_agnostic_boxes": False,
+    "cascade_ious": (),
+    "mask_branch": "fcn",
+    "mask_loss": "sigmoid",
+    "class_agnostic_masks": False,
+}
+
 WRITERS = {
     ".pkl": writers.write_detectron2,
     ".pth": writers.write_torch,
@@ -62,18 +73,33 @@ def spec_for(family: str, model: Mapping[str, Any], classes: Mapping[str, Any]) 
     does not have.
     """
     variants = {
-        "detectron2": [("model", "detectron2", {"rpn_convs": 1, "box_convs": 0})],
+        "detectron2": [
+            (variant, preset, {"neck": neck, "rpn_convs": 1, "box_convs": 0})
+            for variant, preset, neck in (
+                ("model", "detectron2", "fpn"),
+                ("c4", "detectron2_c4", "c4"),
+                ("dc5", "detectron2_dc5", "dc5"),
+            )
+        ],
         "torchvision": [
-            ("v1_trained", "torchvision_v1", {"box_convs": 0, "box_fcs": 2}),
-            ("v2", "torchvision_v2", {"box_fcs": 1}),
+            ("v1_trained", "torchvision_v1", {"neck": "fpn", "box_convs": 0, "box_fcs": 2}),
+            ("v2", "torchvision_v2", {"neck": "fpn", "box_fcs": 1}),
         ],
         "matterport": [
-            ("model", "matterport", {"depth": depth, "rpn_convs": 1, "box_convs": 0, "box_fcs": 2})
+            (
+                "model",
+                "matterport",
+                {"neck": "fpn", "depth": depth, "rpn_convs": 1, "box_convs": 0, "box_fcs": 2},
+            )
             for depth in (50, 101)
         ],
     }
     if family not in variants:
         raise UserError(f"export to {family!r}: choose one of {tuple(variants)}")
+    if other := {f: model[f] for f, x in COMMON.items() if model[f] != x}:
+        ours = ", ".join(f"model.{f}={x!r}" for f, x in other.items())
+        theirs = ", ".join(f"{f}={COMMON[f]!r}" for f in other)
+        raise UserError(f"export to {family}: it has no model with {ours}, only {theirs}")
     fits = [v for v in variants[family] if all(model[f] == x for f, x in v[2].items())]
     if not fits:
         forms = [", ".join(f"{f}={x}" for f, x in v[2].items()) for v in variants[family]]
@@ -129,7 +155,7 @@ def _backward(
 
 
 def _fold_batch_norms(flat: dict[str, Any]) -> dict[str, Any]:
-    """Batch norms become frozen ones in the backbone, and biases of convolutions elsewhere."""
+    """Batch norms become frozen ones in the ResNet, and biases of convolutions elsewhere."""
     flat = {path: np.asarray(x) for path, x in flat.items()}
     for mean_path in [path for path in flat if path.endswith("/norm/mean")]:
         prefix = mean_path.removeprefix("batch_stats/").removesuffix("/norm/mean")
@@ -139,7 +165,7 @@ def _fold_batch_norms(flat: dict[str, Any]) -> dict[str, Any]:
         )
         scale = float64(flat.pop(f"params/{prefix}/norm/scale")) / np.sqrt(var + BN_EPS)
         bias = float64(flat.pop(f"params/{prefix}/norm/bias")) - mean * scale
-        if prefix.startswith("backbone/"):
+        if prefix.startswith(("backbone/", "shared_head/")):
             flat[f"batch_stats/{prefix}/norm/scale"] = float32(scale)
             flat[f"batch_stats/{prefix}/norm/bias"] = float32(bias)
         else:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from maskrcnn_jax import checkpoint, runtime
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import mask_rcnn
+from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import parameter_path
 from maskrcnn_jax.weights import detectron2, matterport, mmdetection, readers, torchvision, zoo
 from maskrcnn_jax.weights.layout import Rule, Spec
@@ -32,6 +32,7 @@ CLASS_HEADS = (
     "params/box_head/bbox_pred/",
     "params/mask_head/predictor_",
 )
+_CLASS_SCORES = "params/box_head/cls_score/bias"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def fill(
     """
     have, wanted = flatten(imported.variables), flatten(variables)
     wrong = [n for n in have if n not in wanted or have[n].shape != wanted[n].shape]
-    heads = [n for n in wrong if n in wanted and n.startswith(CLASS_HEADS)]
+    counts = [x[_CLASS_SCORES].shape[0] - 1 for x in (have, wanted) if _CLASS_SCORES in x]
+    same = len(set(counts)) < 2  # then heads that differ are of another kind
+    heads = [n for n in wrong if n in wanted and n.startswith(CLASS_HEADS) and not same]
     others = [n for n in wrong if n not in heads]
     if others:
         shape = lambda tree, n: tree[n].shape if n in tree else "absent"  # noqa: E731
@@ -131,9 +134,8 @@ def fill(
             + "\nSet init.use_preset=true to take the model fields of the weights."
         )
     if heads and not skip_heads:
-        bias = "params/mask_head/predictor_bias"
         raise UserError(
-            f"the weights have {len(have[bias])} classes, the data {len(wanted[bias])}; set "
+            f"the weights have {counts[0]} classes, the data {counts[1]}; set "
             "init.skip_heads=true to leave the class heads random: " + ", ".join(heads)
         )
     lines = [f"left random, of other classes: {n} {wanted[n].shape}" for n in heads]
@@ -182,7 +184,7 @@ def family(name: str) -> ModuleType:
 
 def model_shapes(model_config: Mapping[str, Any], num_classes: int) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all variables of the model that a complete `model` group describes."""
-    model = mask_rcnn.build(ConfigDict(dict(model_config)), num_classes)
+    model = families.build(ConfigDict(dict(model_config)), num_classes)
     images, hw = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32)
     tree = jax.eval_shape(model.init, jax.random.key(0), images, hw)
     return {path: tuple(x.shape) for path, x in flatten(tree).items()}

@@ -1,0 +1,51 @@
+"""The families of detectors, and which of them a config asks for.
+
+A family is a composition file: a module class, `build`, `forward_train` and `forward_predict`.
+The config decides once, in `build`; from then on the class of the model tells the functions. A new
+family is a new file, its line in `_FAMILIES` and its condition in `build`.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from maskrcnn_jax.models import cascade, mask_rcnn
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.types import Batch, Detections, Losses
+
+_FAMILIES: dict[type, ModuleType] = {
+    MaskRCNN: mask_rcnn,
+    cascade.CascadeRCNN: cascade,
+}
+
+
+def build(config: Any, num_classes: int) -> MaskRCNN:
+    """The model of a config's `model` group: Cascade R-CNN if it has cascade_ious."""
+    family = cascade if config.cascade_ious else mask_rcnn
+    return family.build(config, num_classes)
+
+
+def forward_train(
+    model: MaskRCNN,
+    variables: dict[str, Any],
+    batch: Batch,
+    keys: Key[Array, "B"],
+    mesh: Mesh | None = None,
+) -> tuple[Losses, dict[str, Array], dict[str, Any]]:
+    """The losses of a batch by the model's own family; arguments as of `mask_rcnn`'s."""
+    return _FAMILIES[type(model)].forward_train(model, variables, batch, keys, mesh)
+
+
+def forward_predict(
+    model: MaskRCNN,
+    variables: dict[str, Any],
+    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+    image_hw: Int[Array, "B 2"],
+    window: Float[Array, "B 4"] | None = None,
+    mesh: Mesh | None = None,
+) -> Detections:
+    """The detections of a batch by the model's own family; arguments as of `mask_rcnn`'s."""
+    family = _FAMILIES[type(model)]
+    return family.forward_predict(model, variables, images, image_hw, window, mesh)
