@@ -40,6 +40,11 @@ def _c4(fields: Fields) -> Iterator[str]:
             f"model.box_convs={fields['model.box_convs']}: with model.neck='c4' the box head gets "
             "the mean of each roi behind res5; set model.box_convs=0"
         )
+    if fields["model.keypoints"]:
+        yield (
+            f"model.keypoints={fields['model.keypoints']}: with model.neck='c4' res5 would halve "
+            "the heatmaps; set model.neck=fpn, dc5 or single"
+        )
     if fields["model.mask_pool_size"] % 2:
         yield (
             f"model.mask_pool_size={fields['model.mask_pool_size']} must be even with "

@@ -166,6 +166,7 @@ def test_parts_train_and_predict(name, monkeypatch):
         (("neck=dc5", "backbone=vgg16", "norm=none"), "set model.backbone=resnet"),
         (("neck=c4", "box_convs=1"), "set model.box_convs=0"),
         (("neck=c4", "mask_pool_size=7"), "must be even"),
+        (("neck=c4", "keypoints=17"), "set model.neck=fpn, dc5 or single"),
         (("neck=single", "roi_pool=crop"), "set model.neck=fpn"),
         (("roi_pool=align_max",), "set model.roi_sampling_ratio=2"),
         (("norm=none",), "a ResNet needs"),
