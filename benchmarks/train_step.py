@@ -88,6 +88,8 @@ def optim_fields() -> Fields:
         weight_decay=1e-4,
         decay_rules=((r"norm.*/(scale|bias)$", 0.0), (r".*", 1.0)),
         lr_rules=((r".*", 1.0),),
+        stages=((0.0, r".*"),),
+        layer_decay=1.0,
         clip_norm=0.0,
     )
 

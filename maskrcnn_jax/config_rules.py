@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from maskrcnn_jax import config_rules_data, config_rules_keypoints
+from maskrcnn_jax import config_parts, config_rules_data, config_rules_keypoints
 
 Fields = dict[str, Any]
 
 CHOICES = {
     "model.depth": (18, 34, 50, 101, 152),
-    "model.norm": ("frozen", "batch", "group"),
+    "model.backbone": ("resnet", "vgg16"),
+    "model.neck": ("fpn", "c4", "dc5", "single"),
+    "model.norm": ("frozen", "batch", "group", "none"),
     "model.head_norm": ("none", "batch", "group"),
     "model.freeze_at": (0, 1, 2, 3, 4, 5),
     "model.channel_order": ("bgr", "rgb"),
@@ -24,7 +26,7 @@ CHOICES = {
     "model.pad_value": ("mean", "black"),
     "model.box_convention": ("continuous", "last_pixel"),
     "model.proposal_nms": ("level", "all"),
-    "model.roi_pool": ("align", "crop"),
+    "model.roi_pool": ("align", "align_max", "crop", "pool", "warp", "warp_max"),
     "model.mask_branch": ("fcn", "mlp", "none"),
     "model.mask_loss": ("sigmoid", "softmax"),
     "model.class_rule": ("all", "best"),
@@ -48,7 +50,6 @@ LENGTHS = {
     "data.crop_range": 2,
     "data.blur_sigma": 2,
     "data.jpeg_quality": 2,
-    "model.anchor_sizes": 5,
     "model.pixel_mean": 3,
     "model.pixel_std": 3,
     "model.rpn_iou_thresholds": 2,
@@ -58,7 +59,10 @@ LENGTHS = {
 
 _RULES = ("optim.decay_rules", "optim.lr_rules")  # of (pattern, factor)
 
-NOT_EMPTY = ("model.anchor_ratios", "data.short", *_RULES, "optim.stages")
+NOT_EMPTY = (
+    *("model.anchor_sizes", "model.anchor_ratios", "data.short"),
+    *(*_RULES, "optim.stages"),
+)
 
 
 def _fields(group: str, names: str) -> tuple[str, ...]:
@@ -72,7 +76,7 @@ POSITIVE = (
     *_fields("model", "anchor_ratios rpn_channels rpn_batch_per_image roi_batch_per_image"),
     *_fields("model", "rpn_pre_nms_topk_train rpn_pre_nms_topk_test"),
     *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
-    *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
+    *_fields("model", "rpn_convs box_pool_size box_channels box_fc_dim"),
     *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
     *_fields("model", "mask_channels mask_fc_dim max_candidates max_detections"),
     *_fields("model", "keypoint_pool_size keypoint_channels"),
@@ -85,8 +89,8 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
-    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
-    *_fields("model", "mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
+    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs box_fcs"),
+    *_fields("model", "mask_convs mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
     *_fields("model", "keypoints keypoint_convs keypoint_loss_weight"),
     *_fields("data", "limit num_workers keypoint_flip min_keypoints"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
@@ -122,7 +126,7 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
     rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
-    rules += (_fine_tuning(fields), config_rules_data.check(fields))
+    rules += (_fine_tuning(fields), config_parts.trunk(fields), config_rules_data.check(fields))
     errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 

@@ -29,6 +29,8 @@ LAG = 2
 
 # A run cannot go on under another value of these: the state would have other shapes.
 FIXED = (
+    "model.backbone",
+    "model.neck",
     "model.depth",
     "model.width",
     "model.width_per_group",
@@ -220,6 +222,8 @@ class _Run:
         metrics: dict[str, float] = {}
         previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
         try:
+            if e.at_start and not self.start and not self.log.history:
+                self.log.metrics(0, self._evaluate(0))
             for done in range(self.start + 1, t.num_steps + 1):
                 self._advance(done)
                 if done == t.num_steps or (e.every and done % e.every == 0):

@@ -81,7 +81,7 @@ def palette():
     return colours
 
 
-def _save_palette(path, array):
+def save_palette(path, array):
     indexed = Image.frombytes("P", array.shape[::-1], array.tobytes())
     indexed.putpalette([v for colour in palette() for v in colour])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def voc(folder, coloured=False, classes=True, xml=True):
         if coloured:
             save(path, np.array(palette(), np.uint8)[values])
         else:
-            _save_palette(path, values)
+            save_palette(path, values)
     if xml:
         objects = "".join(f"<object><name>{n}</name></object>" for n in ("dog", "person", "dog"))
         (folder / "Annotations").mkdir()

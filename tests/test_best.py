@@ -57,3 +57,42 @@ def test_the_best_checkpoint_and_the_last_ones_are_kept(tmp_path):
     assert meta["step"] == 6 and variables["params"]["w"].tolist() == [6, 6, 6]
     variables, meta = checkpoint.load_variables(folder / "8")
     assert meta["step"] == 8 and variables["params"]["w"].tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    "at_start, start, history, expected",
+    [
+        (True, 0, [], [0, 2, 3]),
+        (False, 0, [], [2, 3]),
+        (True, 1, [], [2, 3]),  # a run that goes on has its first evaluation
+        (True, 0, [{"step": 0, "segm/AP": 0.0}], [2, 3]),  # so has one that was killed early
+    ],
+)
+def test_evaluation_before_the_first_step(tmp_path, at_start, start, history, expected):
+    evaluated, logged = [], []
+
+    def evaluate(done):
+        evaluated.append(done)
+        return {"segm/AP": 0.5}
+
+    run = SimpleNamespace(
+        config=SimpleNamespace(
+            train=SimpleNamespace(num_steps=3, checkpoint_every=5, best_metric="segm/AP"),
+            eval=SimpleNamespace(every=2, at_start=at_start),
+        ),
+        start=start,
+        workdir=tmp_path,
+        log=SimpleNamespace(
+            history=history, metrics=lambda step, _: logged.append(step), say=lambda _: None
+        ),
+        store=SimpleNamespace(close=lambda: None, folder=tmp_path),
+        _ask_to_stop=lambda *_: None,
+        _advance=lambda done: None,
+        _evaluate=evaluate,
+        _save=lambda *_: None,
+        _is_stale=lambda: False,
+        _stop_if_asked=lambda done: None,
+    )
+    assert train._Run.go(run) == {"segm/AP": 0.5}
+    assert evaluated == expected
+    assert logged == [step for step in expected if step == 0]  # _evaluate logs the others itself

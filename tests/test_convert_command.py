@@ -4,6 +4,7 @@ import json
 
 import format_samples as samples
 import pytest
+from PIL import Image
 
 from maskrcnn_jax import cli
 from maskrcnn_jax.data.coco import load_coco
@@ -81,6 +82,49 @@ def test_classes(folder, capsys):
     like = folder / "like.json"
     assert _run(capsys, folder / "in", "--output", like, "--classes", output)[0] == 0
     assert json.loads(like.read_text())["categories"] == categories
+
+
+def test_ids_of_the_classes(folder, capsys):
+    """Those of a COCO JSON, whatever they are, and of COCO itself."""
+    output, like = folder / "coco.json", folder / "like.json"
+    for ids in ((7, 3), (0, 1)):
+        table = [{"id": i, "name": n} for i, n in zip(ids, ("dog", "cat"), strict=True)]
+        samples.write(like, {"categories": table})
+        assert _run(capsys, folder / "in", "--output", output, "--classes", like)[0] == 0
+        categories = json.loads(output.read_text())["categories"]
+        assert categories == sorted(table, key=lambda c: c["id"])
+    samples.write(like, {"categories": [{"id": 7, "name": "dog"}, {"id": None, "name": "cat"}]})
+    assert _run(capsys, folder / "in", "--output", output, "--classes", like)[0] == 0
+    assert [c["id"] for c in json.loads(output.read_text())["categories"]] == [1, 2]
+
+    assert _run(capsys, folder / "in", "--output", output, "--classes", "coco")[0] == 0
+    content = json.loads(output.read_text())
+    ids = {c["name"]: c["id"] for c in content["categories"]}
+    assert len(ids) == 80 and ids["person"] == 1 and ids["toothbrush"] == 90
+    counts = [
+        sum(a["category_id"] == ids[n] for a in content["annotations"]) for n in ("cat", "dog")
+    ]
+    assert (ids["cat"], ids["dog"]) == (17, 18) and counts == [11, 7]
+
+
+def test_near_duplicates_are_told(folder, capsys):
+    image = Image.open(folder / "in" / "0.jpg").resize((320, 240))
+    image.save(folder / "in" / "3.jpg")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "in" / "5.jpg")
+    content = json.loads((folder / "in" / "via_region_data.json").read_text())
+    output = folder / "coco.json"
+    words = (folder / "in", "--output", output, "--split", "1/1")
+    assert len(content) == 6
+    status, out, _ = _run(capsys, *words)
+    assert status == 0 and "note kept-together: 1" in out
+    assert "0.jpg: stays in one part with 3.jpg, 5.jpg" in out
+    parts = [json.loads((folder / f"coco_{p}.json").read_text()) for p in ("train", "val")]
+    held = [{e["file_name"] for e in part["images"]} for part in parts]
+    assert any({"0.jpg", "3.jpg", "5.jpg"} <= names for names in held)
+    assert "kept-together" not in _run(capsys, *words, "--no-twins")[1]
+    image.save(folder / "in" / "3.jpg")
+    (folder / "in" / "5.jpg").write_bytes((folder / "in" / "3.jpg").read_bytes())
+    assert "3.jpg: stays in one part with 5.jpg" in _run(capsys, *words, "--no-twins")[1]
 
 
 def test_several_sources(folder, capsys):

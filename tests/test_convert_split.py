@@ -5,8 +5,9 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from PIL import Image
 
-from maskrcnn_jax.data.formats import registry, splitting, to_coco
+from maskrcnn_jax.data.formats import grouping, registry, splitting, to_coco
 from maskrcnn_jax.data.formats.draft import Draft, Item, Picture
 from maskrcnn_jax.errors import UserError
 
@@ -97,20 +98,20 @@ def test_groups(tmp_path):
     for i, name in enumerate(names):
         samples.photo(tmp_path / name, seed=min(i, 4))  # copy.jpg is alone.jpg
     coco = {"images": [{"id": i, "file_name": n} for i, n in enumerate(names)], "annotations": []}
-    keys = splitting.group_keys(coco)
+    keys = grouping.group_keys(coco)
     assert keys[0] == keys[1] and len(set(keys)) == 5
-    keys = splitting.group_keys(coco, images=tmp_path)
+    keys = grouping.group_keys(coco, images=tmp_path)
     assert keys[0] == keys[1] and keys[4] == keys[5] and len(set(keys)) == 4
-    keys = splitting.group_keys(coco, r"(film\d+)_", tmp_path)
+    keys = grouping.group_keys(coco, r"(film\d+)_", tmp_path)
     assert keys[2] == keys[3] and keys[4] == keys[5] and len(set(keys)) == 4
     with pytest.raises(UserError, match="not a regular expression"):
-        splitting.group_keys(coco, "(")
+        grouping.group_keys(coco, "(")
 
 
 def test_real_copies_stay_together(shared_data):
     draft = registry.read(shared_data / "mushrooms_roboflow" / "train")
     coco = to_coco.finish(draft)
-    keys = splitting.group_keys(coco, images=draft.images)
+    keys = grouping.group_keys(coco, images=draft.images)
     stems = {e["file_name"].partition(".rf.")[0] for e in coco["images"]}
     assert len(set(keys)) == len(stems) < len(keys)
     cars = shared_data / "car_damage_via"
@@ -118,9 +119,58 @@ def test_real_copies_stay_together(shared_data):
     merged = to_coco.merge(sources)
     coco = to_coco.finish(merged)
     assert len(coco["images"]) == 70 and len(coco["annotations"]) == 164
-    keys = splitting.group_keys(coco, images=merged.images)
+    keys = grouping.group_keys(coco, images=merged.images)
     key_of = {e["file_name"]: key for e, key in zip(coco["images"], keys, strict=True)}
     assert key_of["train/48.jpg"] == key_of["train/25.jpg"]  # the same photo, says the README
+    assert key_of["train/19.jpg"] != key_of["train/79.jpg"]  # another file of the same picture
+    seen = []
+    keys = grouping.join_twins(coco, keys, merged.images, lambda: seen.append(1))
+    together = {}
+    for key, entry in zip(keys, coco["images"], strict=True):
+        together.setdefault(key, set()).add(entry["file_name"])
+    found = sorted(sorted(names) for names in together.values() if len(names) > 1)
+    pairs = [["19", "79"], ["25", "48"], ["33", "8"]]
+    assert found == [[f"train/{name}.jpg" for name in pair] for pair in pairs]
+    assert len(seen) == 70
+
+
+def _scene(seed):
+    """Some gray rectangles, as unlike another scene as photographs are."""
+    rng = np.random.default_rng(seed)
+    image = np.full((96, 128), 128, np.uint8)
+    for _ in range(12):
+        top, left = rng.integers(0, 80), rng.integers(0, 110)
+        height, width = rng.integers(8, 40, 2)
+        image[top : top + height, left : left + width] = rng.integers(0, 256)
+    return image
+
+
+def test_near_duplicates_stay_together(tmp_path):
+    scenes = [_scene(seed) for seed in range(6)]
+    noise = np.random.default_rng(9).normal(0, 6, scenes[2].shape)
+    pictures = {f"{i}.png": scene for i, scene in enumerate(scenes)}
+    pictures["mirrored.png"] = scenes[0][:, ::-1]
+    pictures["turned.png"] = np.rot90(scenes[1])
+    pictures["noisy.png"] = np.clip(scenes[2] + noise, 0, 255).astype(np.uint8)
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+    Image.fromarray(scenes[3]).save(tmp_path / "saved_anew.jpg", quality=60)
+    (tmp_path / "damaged.png").write_bytes((tmp_path / "5.png").read_bytes()[:200])
+    names = [*pictures, "saved_anew.jpg", "damaged.png"]
+    coco = {"images": [{"id": i, "file_name": n} for i, n in enumerate(names)], "annotations": []}
+    coco["categories"] = []
+    keys = grouping.group_keys(coco, images=tmp_path)
+    assert len(set(keys)) == len(names)
+    keys = grouping.join_twins(coco, keys, tmp_path)
+    key_of = dict(zip(names, keys, strict=True))
+    same = [("0.png", "mirrored.png"), ("1.png", "turned.png"), ("2.png", "noisy.png")]
+    same.append(("3.png", "saved_anew.jpg"))
+    assert all(key_of[a] == key_of[b] for a, b in same)
+    assert len(set(keys)) == len(names) - len(same)
+    for seed in range(20):
+        for part in splitting.split(coco, (0.5, 0.5), seed, keys):
+            held = {e["file_name"] for e in part["images"]}
+            assert all((a in held) == (b in held) for a, b in same)
 
 
 def _draft(labels, name="a.jpg", images="/x"):

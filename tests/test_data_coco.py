@@ -3,13 +3,16 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_coco
 from pycocotools.coco import COCO
 
+from maskrcnn_jax.data import doctor_run
 from maskrcnn_jax.data.coco import check_same_classes, instance_mask, load_coco
+from maskrcnn_jax.data.formats import conversion
 from maskrcnn_jax.errors import UserError
 
 HW = (40, 50)
@@ -94,6 +97,26 @@ def test_several_folders_and_foreign_paths(tmp_path):
     _edit(path, lambda content: content["images"][1].update(file_name="C:\\export\\2.png"))
     data = load_coco(path, f"{images}:{other}")
     assert data.file_paths == [f"{images}/2.png", f"{other}/5.png"]
+
+
+def test_names_that_lead_out_of_the_folder_are_read(tmp_path):
+    """Other tools write them; convert and inspect, which meet strangers' files, refuse them."""
+    path, images = tiny_coco.write(tmp_path, {5: HW, 2: HW}, _all_kinds())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "images" / "5.png").rename(tmp_path / "other" / "five.png")
+    (tmp_path / "images" / "2.png").rename(tmp_path / "other" / "two.png")
+    names = ["../other/five.png", str(tmp_path / "other" / "two.png")]
+    _edit(path, lambda c: [e.update(file_name=n) for e, n in zip(c["images"], names, strict=True)])
+    before = sorted(tmp_path.rglob("*"))
+    data = load_coco(path, images)
+    assert [Path(p).resolve().name for p in data.file_paths] == ["two.png", "five.png"]
+    report = doctor_run.inspect([path], images=[Path(images)])
+    assert {f.code for f in report.findings} >= {"unsafe-name", "absolute-path", "missing-image"}
+    with pytest.raises(UserError, match="no usable object"):
+        conversion.convert(
+            [path], tmp_path / "out.json", options=conversion.Options(images=Path(images))
+        )
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_skip_counts_what_it_leaves_out(tmp_path, caplog):

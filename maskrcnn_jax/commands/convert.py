@@ -6,7 +6,8 @@ What is odd in the data is counted and told; what cannot be used is left out. Bo
 measured on the masks. The same command writes the same files.
 
 --split keeps every class in proportion and every class in train, and never parts near-duplicates:
-pictures with the same content, Roboflow's copies of one photograph, and what --group says.
+pictures that show the same (saved anew, scaled, mirrored, turned, noisy, frames of one scene),
+Roboflow's copies of one photograph, and what --group says.
 """
 
 import argparse
@@ -45,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
         help="classes in the order of their ids, others are left out: a,b,c, a text file with one "
-        "per line, or a COCO JSON that has the same",
+        "per line, a COCO JSON that has the same names and ids, or 'coco': the 80 classes of COCO "
+        "with their ids",
     )
     parser.add_argument(
         "--class-map",
@@ -66,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures whose names have the same match (its first group) stay in one part, such as "
         "'(.*)_frame' for the frames of a film",
     )
+    parser.add_argument(
+        "--no-twins",
+        action="store_true",
+        help="do not open the pictures to keep near-duplicates in one part of the split; files "
+        "with the same content are kept together in any case",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the split; default 0")
     parser.add_argument(
         "--keep-category-ids",
@@ -85,34 +93,53 @@ def run(args: argparse.Namespace) -> int:
     from maskrcnn_jax.data.formats import conversion
     from maskrcnn_jax.data.formats.draft import Options
     from maskrcnn_jax.errors import UserError
+    from maskrcnn_jax.logs import ProgressBar
 
     if not 0 < args.line_width < 1000:
         raise UserError(f"--line-width {args.line_width}: give a width in pixels, such as 3")
-    classes = conversion.parse_classes(args.classes) if args.classes else ()
-    converted = conversion.convert(
-        args.sources,
-        args.output,
-        kind=args.kind,
-        options=Options(
-            images=args.images,
-            classes=classes,
-            class_key=args.class_key,
-            line_width=args.line_width,
-            default_class=args.default_class,
-        ),
-        class_map=conversion.parse_class_map(args.class_map) if args.class_map else None,
+    classes, category_ids = _classes(args.classes)
+    options = Options(
+        images=args.images,
         classes=classes,
-        fractions=conversion.parse_fractions(args.split) if args.split else (),
-        group=args.group,
-        seed=args.seed,
-        keep_category_ids=args.keep_category_ids,
-        extract_images=args.extract_images,
+        class_key=args.class_key,
+        line_width=args.line_width,
+        default_class=args.default_class,
     )
+    with ProgressBar("pictures") as bar:
+        converted = conversion.convert(
+            args.sources,
+            args.output,
+            kind=args.kind,
+            options=options,
+            class_map=conversion.parse_class_map(args.class_map) if args.class_map else None,
+            classes=classes,
+            category_ids=category_ids,
+            fractions=conversion.parse_fractions(args.split) if args.split else (),
+            group=args.group,
+            twins=not args.no_twins,
+            seed=args.seed,
+            keep_category_ids=args.keep_category_ids,
+            extract_images=args.extract_images,
+            begin=bar.begin,
+            advance=bar.advance,
+        )
     print(f"read as {converted.draft.kind}\n")
     _print_counts(converted.files)
     _print_findings(converted.draft.findings, args.all_findings)
     _print_training(list(converted.files), converted.images)
     return 0
+
+
+def _classes(text: str | None) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The names that --classes gives, and their ids where it gives them."""
+    from maskrcnn_jax.data.formats import conversion
+    from maskrcnn_jax.weights import coco_names
+
+    if not text:
+        return (), {}
+    if text == "coco":
+        return coco_names.NAMES, {name: id for id, name in coco_names.NAMES_BY_ID.items()}
+    return conversion.parse_classes(text)
 
 
 def _print_counts(files: dict[Path, dict[str, Any]]) -> None:

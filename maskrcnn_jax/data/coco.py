@@ -59,6 +59,9 @@ def load_coco(
     Args:
       annotations: the file.
       images: folder of the pictures; several folders separated by ":" are searched in order.
+        Absolute file names, and those that lead out of it, are read, too: other tools write them,
+        pictures are only ever decoded, and no file is written under a name of this JSON.
+        `maskrcnn convert` and `inspect`, which meet files of strangers first, refuse such names.
       on_bad_image: "error" refuses the first missing picture or degenerate object; "skip" leaves
         them out, counts them and logs the first of each kind (COCO's own train2017 has a few boxes
         without area).

@@ -42,10 +42,10 @@ class CascadeRCNN(MaskRCNN):
         train: bool,
     ) -> tuple[Float[Array, "B R C1"], Float[Array, "B R 4"]]:
         """Class logits (background last) and deltas of each roi by the head of a stage."""
-        pooled = self._pool(pyramid, rois, self.settings.box_pool_size)
+        pooled = self._pool(pyramid, rois, self.settings.box_pool_size, train)
         # The losses of the stages are added; the features shall follow their mean.
         pooled = _scale_gradient(pooled, 1 / len(self.box_head))
-        logits, deltas = self.box_head[stage](pooled.reshape(-1, *pooled.shape[2:]), train)
+        logits, deltas = self.box_head[stage](pooled, train)
         return logits.reshape(*rois.shape[:2], -1), deltas.reshape(rois.shape)
 
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:

@@ -23,17 +23,18 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, selection, targets
-from maskrcnn_jax.models.fpn import FPN
+from maskrcnn_jax.models import trunk
 from maskrcnn_jax.models.keypoints import UPSCALE, KeypointHead
 from maskrcnn_jax.models.mask_rules import SIGMOID, SOFTMAX, MaskRule
-from maskrcnn_jax.models.resnet import ResNet
-from maskrcnn_jax.models.roi_heads import BoxHead, MaskHead, MaskMLP
+from maskrcnn_jax.models.roi_heads import MaskHead, MaskMLP
 from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
 from maskrcnn_jax.ops.leading_rows import leading_rows
-from maskrcnn_jax.ops.roi_align import multilevel_roi_align
-from maskrcnn_jax.settings import STRIDES, Settings
+from maskrcnn_jax.ops.roi_align import multilevel_roi_align, multilevel_roi_align_max
+from maskrcnn_jax.ops.roi_pool import multilevel_roi_pool
+from maskrcnn_jax.ops.roi_warp import multilevel_roi_warp
+from maskrcnn_jax.settings import Settings, anchors_per_cell, from_config, mask_size
 from maskrcnn_jax.types import Batch, Detections, Losses, Proposals, Samples
 
 
@@ -42,6 +43,7 @@ class MaskRCNN(nn.Module):
 
     backbone: nn.Module
     fpn: nn.Module
+    shared_head: nn.Module
     rpn_head: nn.Module
     box_head: nn.Module
     mask_head: nn.Module | None  # None: Faster R-CNN
@@ -78,8 +80,8 @@ class MaskRCNN(nn.Module):
         self, pyramid: dict[str, Float[Array, "B h w F"]], rois: Float[Array, "B R 4"], train: bool
     ) -> tuple[Float[Array, "B R C1"], Float[Array, "B R C 4"]]:
         """Class logits (background last) and deltas of each roi, class-wise or one for all."""
-        pooled = self._pool(pyramid, rois, self.settings.box_pool_size)
-        logits, deltas = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
+        pooled = self._pool(pyramid, rois, self.settings.box_pool_size, train)
+        logits, deltas = self.box_head(pooled, train)
         batch = rois.shape[:2]
         return logits.reshape(*batch, -1), deltas.reshape(*batch, *deltas.shape[1:])
 
@@ -96,13 +98,13 @@ class MaskRCNN(nn.Module):
 
         count: only so many rois of each image are wanted (see `_wanted_rows`); None: all.
         """
-        pooled = self._pool(pyramid, rois, self.settings.mask_pool_size)
-        rows = (pooled, None if self.mask_rule.joint else classes)
+        pooled = self._pool(pyramid, rois, self.settings.mask_pool_size, train)
+        wanted = None if self.mask_rule.joint else classes
         if count is not None:
             head, own = self.mask_head.unbind()
+            rows = (pooled.reshape(*rois.shape[:2], *pooled.shape[1:]), wanted)
             return leading_rows(partial(_apply_to_rows, head, train), own, rows, count)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
-        logits = self.mask_head(*flat, train)
+        logits = self.mask_head(pooled, None if wanted is None else wanted.reshape(-1), train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
     def keypoints(
@@ -111,8 +113,8 @@ class MaskRCNN(nn.Module):
         """Heatmap logits of each roi's keypoints, in the frame of the roi; J may be 0."""
         if self.keypoint_head is None:
             return jnp.zeros((*rois.shape[:2], 0, 1, 1))
-        pooled = self._pool(pyramid, rois, self.settings.keypoint_pool_size)
-        logits = self.keypoint_head(pooled.reshape(-1, *pooled.shape[2:]), train)
+        pooled = self._pool(pyramid, rois, self.settings.keypoint_pool_size, train)
+        logits = self.keypoint_head(pooled, train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:
@@ -124,32 +126,18 @@ class MaskRCNN(nn.Module):
         keypoints = self.keypoints(pyramid, rois, True)
         return self.propose(pyramid), self.boxes(pyramid, rois, True), masks, keypoints
 
-    def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
-        levels = {name: pyramid[name] for name in ("p2", "p3", "p4", "p5")}
-        return self.pool(levels, rois, size)
+    def _pool(self, pyramid: dict[str, Array], rois: Array, size: int, train: bool) -> Array:
+        """[B * R, S, S, F], behind what the heads share."""
+        levels = {name: pyramid[name] for name in self.settings.roi_levels}
+        pooled = self.pool(levels, rois, size)
+        return self.shared_head(pooled.reshape(-1, *pooled.shape[2:]), train)
 
 
 def build(config: Any, num_classes: int) -> MaskRCNN:
     """Builds the model from the config's `model` group; the only place here that reads config."""
     dtype = jnp.dtype(config.dtype)
-    backbone = ResNet(
-        depth=config.depth,
-        width=config.width,
-        groups=config.groups,
-        width_per_group=config.width_per_group,
-        stride_in_1x1=config.stride_in_1x1,
-        pool_padding=config.pool_padding,
-        norm=config.norm,
-        freeze_at=config.freeze_at,
-        dtype=dtype,
-        remat=config.remat,
-    )
-    roi_align = partial(
-        multilevel_roi_align,
-        sampling_ratio=config.roi_sampling_ratio,
-        aligned=config.roi_aligned,
-        level_eps=config.roi_level_eps,
-    )
+    parts = trunk.build(config, dtype)
+    settings = from_config(config, num_classes, **parts.structure)
     head_norm = {"norm": config.head_norm, "dtype": dtype}
     mask_rule = {"sigmoid": SIGMOID, "softmax": SOFTMAX}[config.mask_loss]
     # The background of multinomial masks is one class more.
@@ -160,12 +148,13 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         "none": None,
     }
     return MaskRCNN(
-        backbone=backbone,
-        fpn=FPN(config.fpn_channels, **head_norm),
+        backbone=parts.backbone,
+        fpn=parts.fpn,
+        shared_head=parts.shared_head,
         rpn_head=RPNHead(
-            len(config.anchor_ratios), config.rpn_channels, config.rpn_convs, dtype=dtype
+            anchors_per_cell(settings), config.rpn_channels, config.rpn_convs, dtype=dtype
         ),
-        box_head=BoxHead(
+        box_head=parts.box_head(
             num_classes,
             config.box_fc_dim,
             config.box_fcs,
@@ -176,17 +165,28 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         ),
         mask_head=mask_heads[config.mask_branch],
         mask_rule=mask_rule,
-        pool={"align": roi_align, "crop": multilevel_crop_resize}[config.roi_pool],
-        settings=Settings(
-            num_classes=num_classes,
-            **{f: config[f] for f in Settings.__dataclass_fields__ if f != "num_classes"},
-        ),
+        pool=_pooling(config),
+        settings=settings,
         keypoint_head=KeypointHead(
             config.keypoints, config.keypoint_channels, config.keypoint_convs, **head_norm
         )
         if config.keypoints
         else None,
     )
+
+
+def _pooling(config: Any) -> Callable:
+    """The `pool` of a MaskRCNN, by the config's `model` group."""
+    level_eps, samples = config.roi_level_eps, config.roi_sampling_ratio
+    align = {"sampling_ratio": samples, "aligned": config.roi_aligned, "level_eps": level_eps}
+    return {
+        "align": partial(multilevel_roi_align, **align),
+        "align_max": partial(multilevel_roi_align_max, **align),
+        "crop": multilevel_crop_resize,
+        "pool": partial(multilevel_roi_pool, level_eps=level_eps),
+        "warp": partial(multilevel_roi_warp, reduce=jnp.mean, level_eps=level_eps),
+        "warp_max": partial(multilevel_roi_warp, reduce=jnp.max, level_eps=level_eps),
+    }[config.roi_pool]
 
 
 def train_boxes(
@@ -388,7 +388,7 @@ def _assign(
         logits, deltas, image, key = args
         rpn_key, roi_key = jax.random.split(key)
         anchor_valid = anchor_ops.in_padded_image(
-            canvas, STRIDES, len(s.anchor_ratios), image.image_hw
+            canvas, s.strides, anchors_per_cell(s), image.image_hw, s.size_divisor
         )
         anchors = selection.anchors_of(s, canvas, image.image_hw)
         rpn = targets.rpn_targets(
@@ -432,8 +432,8 @@ def _assign(
             samples.matched_idxs[:num_fg],
             image.gt_masks,
             selection.to_convention(s, image.gt_frames),
-            2 * s.mask_pool_size,
-            crop={"align": targets.cut_aligned, "crop": targets.cut_crop_resized}[s.roi_pool],
+            mask_size(s),
+            crop=targets.cut_crop_resized if s.roi_pool == "crop" else targets.cut_aligned,
         )
         return rpn, samples, roi_deltas, masks, keypoints, proposals.valid.sum()
 

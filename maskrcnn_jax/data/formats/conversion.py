@@ -1,17 +1,19 @@
 """From annotation files of any format to COCO JSON files: what `maskrcnn convert` does."""
 
+import collections
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_jax.data.formats import labelme, reading, registry, splitting, to_coco
+from maskrcnn_jax.data.formats import grouping, labelme, reading, registry, splitting, to_coco
 from maskrcnn_jax.data.formats.draft import Draft, Options
 from maskrcnn_jax.errors import UserError
 
 PARTS = ("train", "val", "test")
+_MOST_NAMES = 4  # in a finding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +33,30 @@ def convert(
     options: Options = Options(),  # noqa: B008
     class_map: to_coco.ClassMap | None = None,
     classes: Sequence[str] = (),
+    category_ids: Mapping[str, int] | None = None,
     fractions: Sequence[float] = (),
     group: str = "",
+    twins: bool = True,
     seed: int = 0,
     keep_category_ids: bool = False,
     extract_images: bool = False,
+    begin: Callable[[int], None] = lambda total: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Converted:
     """Reads the sources, puts them together, and writes them as COCO JSON.
 
     Args:
       sources: files or folders; each kind is found out if `kind` is "".
       output: the JSON to write; with fractions, its name gets _train, _val and _test.
-      class_map, classes, keep_category_ids: see `to_coco.finish`.
+      class_map, classes, category_ids, keep_category_ids: see `to_coco.finish`.
       fractions: of two or three parts; none for one file.
-      group, seed: see `splitting`.
+      group: see `grouping.group_keys`.
+      twins: open the pictures and keep near-duplicates in one part, see `grouping.join_twins`;
+        files with the same content are kept together in any case.
+      seed: see `splitting.split`.
       extract_images: write the pictures of labelme sources, also those that are inside the JSON
         only, to a folder `images` beside the output, and use these.
+      begin, advance: told how many pictures are opened for the split, and when one is done.
 
     Raises:
       UserError: a source cannot be used, nothing is left, or the output would replace something
@@ -64,10 +74,14 @@ def convert(
             used = dataclasses.replace(options, images=_extract(source, kind, folder))
         drafts.append(registry.read(source, kind, used))
     draft = to_coco.merge(drafts)
-    coco = to_coco.finish(draft, class_map, classes, keep_category_ids)
+    coco = to_coco.finish(draft, class_map, classes, keep_category_ids, category_ids)
     contents = [coco]
     if fractions:
-        keys = splitting.group_keys(coco, group, draft.images)
+        keys = grouping.group_keys(coco, group, draft.images)
+        if twins:
+            begin(len(keys))
+            keys = grouping.join_twins(coco, keys, draft.images, advance)
+        _tell_groups(draft, coco, keys)
         contents = splitting.split(coco, fractions, seed, keys)
     files = dict(zip(paths, contents, strict=True))
     for path, content in files.items():
@@ -95,13 +109,16 @@ def parse_fractions(text: str) -> list[float]:
     return [s / total for s in shares if s is not None]
 
 
-def parse_classes(text: str) -> tuple[str, ...]:
+def parse_classes(text: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names: "a,b,c", a text file with one per line, or the categories of a COCO JSON.
+
+    Returns:
+      The names, and their ids where a COCO JSON gives them.
 
     Raises:
       UserError: the file holds none, or a name is repeated.
     """
-    path = Path(text)
+    path, ids = Path(text), []
     if not reading.is_file(path):
         if path.suffix.lower() in (".txt", ".json", ".names"):
             raise UserError(f"--classes {text}: there is no such file; correct the name")
@@ -112,12 +129,15 @@ def parse_classes(text: str) -> tuple[str, ...]:
         entries = [e for e in entries or () if isinstance(e, dict)]
         entries.sort(key=lambda e: reading.number(e.get("id")) or 0)
         names = [reading.text(entry.get("name")) for entry in entries]
+        ids = [reading.whole(entry.get("id")) for entry in entries]
     else:
         names = [line.strip() for line in reading.read_text(path).splitlines()]
+    sound = all(names) and None not in ids and len(set(ids)) == len(ids) == len(names)
+    found = dict(zip(names, ids, strict=True)) if sound else {}
     names = [name for name in names if name]
     if not names or len(set(names)) < len(names):
         raise UserError(f"--classes {text}: give one or more names, each once")
-    return tuple(names)
+    return tuple(names), found
 
 
 def parse_class_map(text: str) -> dict[str, str | None]:
@@ -141,6 +161,19 @@ def parse_class_map(text: str) -> dict[str, str | None]:
             )
         found[old.strip()] = new.strip() or None
     return found
+
+
+def _tell_groups(draft: Draft, coco: dict[str, Any], keys: Sequence[str]) -> None:
+    """Finds a note for every group of two or more pictures."""
+    groups = collections.defaultdict(list)
+    for key, entry in zip(keys, coco["images"], strict=True):
+        groups[key].append(entry["file_name"])
+    for first, *others in groups.values():
+        if others:
+            names = ", ".join(others[:_MOST_NAMES])
+            more = len(others) - _MOST_NAMES
+            names += f" and {more} more" if more > 0 else ""
+            draft.find("note", "kept-together", first, f"stays in one part with {names}")
 
 
 def _check_output(path: Path, sources: Sequence[Path]) -> None:

@@ -1,69 +1,12 @@
 """Splits a COCO JSON by pictures: stratified by class, near-duplicates kept together."""
 
-import collections
-import hashlib
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskrcnn_jax.data.formats.grouping import group_keys
 from maskrcnn_jax.errors import UserError
-
-# Roboflow names the augmented copies of a picture alike: "street_jpg.rf.<32 hex digits>.jpg".
-_ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{20,}\.\w+$")
-
-
-def group_keys(coco: dict[str, Any], pattern: str = "", images: Path | None = None) -> list[str]:
-    """For each picture the key of its group; pictures of one group stay together.
-
-    Args:
-      coco: a COCO JSON.
-      pattern: regular expression searched for in the file name; the key is its first group, or
-        the whole match. Pictures without a match are on their own. Without a pattern: the key that
-        the format gave, else the original of Roboflow's augmented copies, else the picture.
-      images: folder of the pictures; if given, files with the same content are one group, too.
-
-    Raises:
-      UserError: the pattern is no regular expression.
-    """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--group {pattern!r}: not a regular expression ({error})") from error
-    keys = []
-    for entry in coco["images"]:
-        name = entry["file_name"]
-        if pattern:
-            match = compiled.search(name)
-            key = match and (match.group(1) if compiled.groups else match.group())
-        else:
-            copy = _ROBOFLOW.match(name.rpartition("/")[2])
-            key = entry.get("group") or (copy and copy.group(1))
-        keys.append(f"group {key}" if key else f"picture {name}")
-    return keys if images is None else _join_equal(keys, coco["images"], images)
-
-
-def _join_equal(keys: list[str], entries: list[dict[str, Any]], images: Path) -> list[str]:
-    """Gives one key to all groups that share a picture with the same content."""
-    sizes = collections.defaultdict(list)
-    for key, entry in zip(keys, entries, strict=True):
-        path = images / entry["file_name"]
-        sizes[path.stat().st_size].append((key, path))
-    leader = {key: key for key in keys}
-
-    def head(key: str) -> str:
-        while leader[key] != key:
-            key = leader[key]
-        return key
-
-    for same_size in sizes.values():
-        first: dict[bytes, str] = {}
-        for key, path in same_size if len(same_size) > 1 else ():
-            digest = hashlib.sha256(path.read_bytes()).digest()
-            leader[head(key)] = head(first.setdefault(digest, key))
-    return [head(key) for key in keys]
 
 
 def split(
@@ -91,7 +34,8 @@ def split(
     if len(names) < len(fractions):
         raise UserError(
             f"--split: {len(coco['images'])} pictures in {len(names)} groups make no "
-            f"{len(fractions)} parts; give more pictures, or another --group"
+            f"{len(fractions)} parts; give more pictures or another --group, or let "
+            "near-duplicates be in several parts: --no-twins"
         )
     row = {name: i for i, name in enumerate(names)}
     group_of = {e["id"]: row[key] for e, key in zip(coco["images"], keys, strict=True)}

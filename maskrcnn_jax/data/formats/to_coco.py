@@ -96,6 +96,7 @@ def finish(
     class_map: ClassMap | None = None,
     classes: Sequence[str] = (),
     keep_category_ids: bool = False,
+    category_ids: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The COCO JSON of a draft.
 
@@ -108,6 +109,7 @@ def finish(
       class_map, classes: see `map_classes`.
       keep_category_ids: the source's own category ids, where it has them; else they are 1..C in
         the order of the classes.
+      category_ids: the id of every one of `classes`; goes before all others.
 
     Raises:
       UserError: nothing is left to train on.
@@ -128,7 +130,7 @@ def finish(
     if not measured:
         raise UserError(_nothing_left(draft))
     measured.sort(key=lambda m: m[0].picture)  # stable: in a picture, the source's order
-    category_ids = _category_ids(draft, keep_category_ids)
+    category_ids = dict(category_ids or _category_ids(draft, keep_category_ids))
     _tell_unused(draft, {item.label for item, _, _ in measured})
     annotations = []
     for (item, box, area), id in zip(measured, _ids([m[0] for m in measured]), strict=True):
