@@ -25,3 +25,13 @@ X101 = {
     "model.pixel_std": (57.375, 57.12, 58.395),
     "init.checkpoint": "detectron2/X-101-32x8d",
 }
+
+# The keypoint head of COCO's persons; Detectron2's recipe.
+KEYPOINTS = {
+    "model.keypoints": 17,
+    "model.keypoint_channels": 512,
+    "model.keypoint_convs": 8,
+    "model.box_smooth_l1_beta": 0.5,
+    "model.rpn_post_nms_topk_train": 1500,
+    "data.min_keypoints": 1,
+}
