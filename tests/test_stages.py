@@ -169,6 +169,18 @@ def test_the_rate_falls_block_by_block_to_the_stem(depth, expected):
     assert frozen["stem"]["conv1"]["kernel"] == frozen["res2_block1"]["conv1"]["kernel"] == 0
 
 
+def test_the_blocks_of_vgg16_are_its_convolutions():
+    counts = (2, 2, 3, 3, 3)
+    names = [f"conv{s}_{i}" for s, n in enumerate(counts, 1) for i in range(1, n + 1)]
+    params = {"backbone": {name: {"kernel": np.zeros(1)} for name in names}}
+    factors = learning_rate_factors(params, fields(layer_decay=0.9), freeze_at=0)["backbone"]
+    for name, power in {"conv5_3": 1, "conv5_1": 3, "conv4_3": 4, "conv1_1": 13}.items():
+        assert factors[name]["kernel"] == pytest.approx(0.9**power), name
+    stages = first_stages(params | {"fpn": np.zeros(1)}, finetune.get_config().optim.stages)
+    expected = {name: 1 if name[4] in "45" else 2 for name in names}
+    assert {name: block["kernel"] for name, block in stages["backbone"].items()} == expected
+
+
 def test_layer_decay_scales_the_update():
     params = paths(18)
     optim = fields(layer_decay=0.8, schedule="constant", warmup_steps=0, base_lr=1.0)
