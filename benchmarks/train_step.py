@@ -88,6 +88,8 @@ def optim_fields() -> Fields:
         weight_decay=1e-4,
         decay_rules=((r"norm.*/(scale|bias)$", 0.0), (r".*", 1.0)),
         lr_rules=((r".*", 1.0),),
+        stages=((0.0, r".*"),),
+        layer_decay=1.0,
         clip_norm=0.0,
     )
 
@@ -110,6 +112,7 @@ def synthetic_batch(rng: np.random.Generator, size: int, height: int, width: int
         gt_masks=np.tile(np.packbits(disk, axis=-1), (size, slots, 1, 1)),
         num_dropped=np.zeros(size, np.int32),
         index=np.arange(size, dtype=np.int32),
+        gt_keypoints=np.zeros((size, slots, 0, 3), np.float32),
     )
 
 

@@ -14,15 +14,24 @@ def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
 
     c.model = m = ml_collections.ConfigDict()
-    # Backbone.
+    # Backbone and neck.
+    m.backbone = "resnet"  # "vgg16": depth, groups, width_per_group, stride_in_1x1, pool_padding
+    # mean nothing
+    # "fpn": P2..P6; or one level, for which fpn_channels means nothing: "c4": stride 16, with res5
+    # as the heads' shared layers; "dc5": res5 dilated, stride 16; "single": C5 at stride 32, of
+    # VGG conv5_3 at stride 16.
+    m.neck = "fpn"
     m.depth = 50  # 18, 34, 50, 101, 152
     m.width = 64  # channels of the stem; the stages scale with it
     m.groups = 1  # ResNeXt: 32
     m.width_per_group = 64  # ResNeXt 32x8d: 8
     m.stride_in_1x1 = True  # stage stride in the 1x1 conv (Detectron2's R50, R101) or in the 3x3
     m.pool_padding = "symmetric"  # of the stem's max-pool; "same": TensorFlow's (Matterport)
-    m.norm = "frozen"  # "frozen" affine, "batch" (statistics over the whole mesh), "group"
-    m.freeze_at = 2  # freezes the stem (1), res2 (2), ... res5 (5); 0 freezes nothing
+    m.norm = "frozen"  # "frozen" affine, "batch" (statistics over the whole mesh), "group"; "none":
+    # VGG alone
+    m.freeze_at = (
+        2  # freezes the stem (1), res2 (2), ... res5 (5); 0 freezes nothing. VGG: conv1..5
+    )
     m.fpn_channels = 256
     m.head_norm = "none"  # "none", "batch", "group": norm of the FPN and of the heads' convolutions
     # Input.
@@ -33,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Boxes the heads work on: far corners one beyond the last pixel, or on it ("last_pixel",
     # Matterport). Ground truth and detections are "continuous" everywhere else.
     m.box_convention = "continuous"
-    # Anchors: one size per level P2..P6; ratio = height / width.
+    # Anchors: one size per level P2..P6, or all on the only level; ratio = height / width.
     m.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)
     m.anchor_ratios = (0.5, 1.0, 2.0)
     m.anchor_offset = 0.0  # of the first anchor's centre, in strides
@@ -59,16 +68,17 @@ def get_config() -> ml_collections.ConfigDict:
     m.roi_batch_per_image = 512
     m.roi_positive_fraction = 0.25
     m.roi_iou_thresh = 0.5
-    # "align": ROIAlign; "crop": single samples on a grid, corners aligned (Matterport), for which
-    # roi_sampling_ratio, roi_aligned and roi_level_eps mean nothing.
+    # "align": ROIAlign, "align_max": the largest of its samples; "crop": single samples on a grid,
+    # corners aligned (Matterport); "pool": RoIPool; "warp", "warp_max": RoIWarp, mean or maximum.
+    # roi_sampling_ratio and roi_aligned are ROIAlign's, roi_level_eps means nothing to "crop".
     m.roi_pool = "align"
     m.roi_sampling_ratio = 0  # samples per bin and axis; 0: as many as the roi is large
     m.roi_aligned = True  # half-pixel correction; False: the legacy ROIAlign
     m.roi_level_eps = 0.0  # added to a roi's level before it is rounded down (torchvision: 1e-6)
-    m.box_pool_size = 7
+    m.box_pool_size = 7  # "c4": 14, which res5 halves
     m.box_convs = 0  # 3x3 convolutions before the dense layers, of box_channels
     m.box_channels = 256
-    m.box_fcs = 2
+    m.box_fcs = 2  # "c4": 0, behind the mean of the roi
     m.box_fc_dim = 1024
     m.box_deltas_weights = (10.0, 10.0, 5.0, 5.0)
     m.delta_clamp = math.log(1000 / 16)  # upper bound of dw and dh; 0: none
@@ -88,6 +98,13 @@ def get_config() -> ml_collections.ConfigDict:
     m.mask_fcs = 2  # of "mlp": dense layers before the one that makes the masks
     m.mask_fc_dim = 1024
     m.mask_loss_weight = 1.0
+    # Keypoints of each object; COCO's persons have 17. 0: no keypoint head.
+    m.keypoints = 0
+    m.keypoint_pool_size = 14  # a quarter of the heatmaps' side
+    m.keypoint_channels = 512
+    m.keypoint_convs = 8
+    m.keypoint_loss_weight = 1.0
+    m.keypoint_loss_by_visible = True  # divided by the visible keypoints; False: by the slots
     # Detections.
     m.class_rule = "all"  # classes above score_thresh, or each roi's "best" alone (Matterport)
     m.score_thresh = 0.05
@@ -125,6 +142,9 @@ def get_config() -> ml_collections.ConfigDict:
     # long; images go to the smallest that holds them.
     d.canvases = ()
     d.flip = 0.5  # probability
+    # Keypoints that change places in a flip, pairs counted from 0; () derives them from the names.
+    d.keypoint_flip = ()
+    d.min_keypoints = 0  # drop training images with fewer labelled keypoints (Detectron2: 1)
     d.lsj_scale = ()  # (0.1, 2.0): large-scale jitter, replaces the resize by `short`
     d.lsj_size = 1024  # side of the canvas of large-scale jitter
     d.color_jitter = 0.0  # strength of brightness, contrast and saturation: factors 1 +- strength
@@ -197,6 +217,7 @@ def get_config() -> ml_collections.ConfigDict:
     e.mask_thresh = 0.5
     e.paste_rule = "detectron2"  # how masks come into the image: "detectron2", "torchvision",
     # "matterport"
+    e.keypoint_sigmas = ()  # of COCO's OKS; (): COCO's for 17 keypoints, else 0.05 each
     e.num_pictures = 8  # overlays, prediction beside ground truth
     e.picture_thresh = 0.5  # score from which a detection is drawn
 

@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from maskrcnn_jax import config_rules_data
+from maskrcnn_jax import config_parts, config_rules_data, config_rules_keypoints
 
 Fields = dict[str, Any]
 
 CHOICES = {
     "model.depth": (18, 34, 50, 101, 152),
-    "model.norm": ("frozen", "batch", "group"),
+    "model.backbone": ("resnet", "vgg16"),
+    "model.neck": ("fpn", "c4", "dc5", "single"),
+    "model.norm": ("frozen", "batch", "group", "none"),
     "model.head_norm": ("none", "batch", "group"),
     "model.freeze_at": (0, 1, 2, 3, 4, 5),
     "model.channel_order": ("bgr", "rgb"),
@@ -24,7 +26,7 @@ CHOICES = {
     "model.pad_value": ("mean", "black"),
     "model.box_convention": ("continuous", "last_pixel"),
     "model.proposal_nms": ("level", "all"),
-    "model.roi_pool": ("align", "crop"),
+    "model.roi_pool": ("align", "align_max", "crop", "pool", "warp", "warp_max"),
     "model.mask_branch": ("fcn", "mlp", "none"),
     "model.mask_loss": ("sigmoid", "softmax"),
     "model.class_rule": ("all", "best"),
@@ -38,8 +40,9 @@ CHOICES = {
     "optim.schedule": ("step", "cosine", "constant"),
     "train.best_metric": tuple(
         f"{kind}/{metric}"
-        for kind in ("bbox", "segm")
+        for kind in ("bbox", "segm", "keypoints")
         for metric in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        if (kind, metric) != ("keypoints", "APs")  # COCO counts no keypoints of small objects
     ),
 }
 
@@ -47,7 +50,6 @@ LENGTHS = {
     "data.crop_range": 2,
     "data.blur_sigma": 2,
     "data.jpeg_quality": 2,
-    "model.anchor_sizes": 5,
     "model.pixel_mean": 3,
     "model.pixel_std": 3,
     "model.rpn_iou_thresholds": 2,
@@ -57,7 +59,10 @@ LENGTHS = {
 
 _RULES = ("optim.decay_rules", "optim.lr_rules")  # of (pattern, factor)
 
-NOT_EMPTY = ("model.anchor_ratios", "data.short", *_RULES, "optim.stages")
+NOT_EMPTY = (
+    *("model.anchor_sizes", "model.anchor_ratios", "data.short"),
+    *(*_RULES, "optim.stages"),
+)
 
 
 def _fields(group: str, names: str) -> tuple[str, ...]:
@@ -71,21 +76,23 @@ POSITIVE = (
     *_fields("model", "anchor_ratios rpn_channels rpn_batch_per_image roi_batch_per_image"),
     *_fields("model", "rpn_pre_nms_topk_train rpn_pre_nms_topk_test"),
     *_fields("model", "rpn_post_nms_topk_train rpn_post_nms_topk_test"),
-    *_fields("model", "rpn_convs box_pool_size box_channels box_fcs box_fc_dim"),
+    *_fields("model", "rpn_convs box_pool_size box_channels box_fc_dim"),
     *_fields("model", "box_deltas_weights rpn_deltas_weights mask_pool_size"),
     *_fields("model", "mask_channels mask_fc_dim max_candidates max_detections"),
+    *_fields("model", "keypoint_pool_size keypoint_channels"),
     *_fields("data", "mask_side max_instances short long short_test long_test canvases"),
     *_fields("data", "lsj_scale lsj_size shapes_train shapes_val prefetch"),
     *_fields("data", "blur_sigma jpeg_quality"),
     *_fields("optim", "base_lr base_batch gamma layer_decay"),
     *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
-    *_fields("eval", "batch_size"),
+    *_fields("eval", "batch_size keypoint_sigmas"),
 )
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
-    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs mask_convs"),
-    *_fields("model", "mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
-    *_fields("data", "limit num_workers"),
+    *_fields("model", "box_loss_weight mask_loss_weight roi_sampling_ratio box_convs box_fcs"),
+    *_fields("model", "mask_convs mask_fcs rpn_min_size box_min_size roi_level_eps delta_clamp"),
+    *_fields("model", "keypoints keypoint_convs keypoint_loss_weight"),
+    *_fields("data", "limit num_workers keypoint_flip min_keypoints"),
     *_fields("optim", "warmup_steps weight_decay decay_rules lr_rules clip_norm"),
     *_fields("train", "seed early_stop epochs min_steps"),
     *_fields("eval", "every num_pictures"),
@@ -119,7 +126,7 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
     rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
-    rules += (_fine_tuning(fields), config_rules_data.check(fields))
+    rules += (_fine_tuning(fields), config_parts.trunk(fields), config_rules_data.check(fields))
     errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 
@@ -177,6 +184,7 @@ def _model(fields: Fields) -> Iterator[str]:
         )
     yield from _group_norm(fields)
     yield from _cascade(fields)
+    yield from config_rules_keypoints.check(fields)
     best = fields["train.best_metric"]
     if fields["model.mask_branch"] == "none" and best.startswith("segm/"):
         yield (
@@ -216,6 +224,8 @@ def _group_norm(fields: Fields) -> Iterator[str]:
     norms |= dict.fromkeys(_fields("model", "fpn_channels mask_channels"), "model.head_norm")
     if fields["model.box_convs"]:
         norms["model.box_channels"] = "model.head_norm"
+    if fields["model.keypoints"]:
+        norms["model.keypoint_channels"] = "model.head_norm"
     for field, norm in norms.items():
         if fields[norm] == "group" and fields[field] % 32 and 32 % fields[field]:
             yield (

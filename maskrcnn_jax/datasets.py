@@ -20,24 +20,36 @@ def cache_dir(config: ConfigDict) -> Path:
 
 def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoData]:
     """The checked train (or None) and val sets that the config's `data` group names."""
-    d = config.data
+    d, number = config.data, config.model.keypoints
     cache = cache_dir(config)
     if d.name not in registry.BUILT_IN:
-        val = own_data.load_own(config, cache, "val")
-        return _same_classes(own_data.load_own(config, cache, "train") if train else None, val)
+        val = _with_keypoints(own_data.load_own(config, cache, "val"), number)
+        data = _with_keypoints(own_data.load_own(config, cache, "train"), number) if train else None
+        return _same_classes(data, val)
     paths = {split: (d[split].annotations, d[split].images) for split in ("train", "val")}
     if d.name == "shapes":
         from maskrcnn_jax.data import shapes
 
         folder = cache / f"shapes_{d.shapes_train}_{d.shapes_val}"
-        paths = shapes.generate(folder, d.shapes_train, d.shapes_val)
+        paths = shapes.generate(folder, d.shapes_train, d.shapes_val, keypoints=number > 0)
     elif d.name == "coco_2017":
         from maskrcnn_jax.data import builder
 
-        paths = builder.download_coco_2017(cache)
-    val = load_coco(*paths["val"], on_bad_image=d.on_bad_image)
-    data = load_coco(*paths["train"], on_bad_image=d.on_bad_image) if train else None
-    return _same_classes(data, val)
+        kind = "person_keypoints" if number else "instances"
+        paths = builder.download_coco_2017(cache, kind)
+    options = {"on_bad_image": d.on_bad_image, "keypoints": number}
+    val = load_coco(*paths["val"], **options)
+    return _same_classes(load_coco(*paths["train"], **options) if train else None, val)
+
+
+def _with_keypoints(data: CocoData, number: int) -> CocoData:
+    found = data.inst_keypoints.shape[1]
+    if number and found != number:
+        raise UserError(
+            f"{data.annotations}: the data set of this module has {found} keypoints, but "
+            f"model.keypoints={number}; return `load_coco(..., keypoints={number})` from its maker"
+        )
+    return data
 
 
 def _same_classes(train: CocoData | None, val: CocoData) -> tuple[CocoData | None, CocoData]:

@@ -17,6 +17,7 @@ from maskrcnn_jax import (
     conventions,
     initial,
     postprocess,
+    postprocess_keypoints,
     preprocess,
     results,
     runtime,
@@ -63,6 +64,7 @@ class Evaluator:
         self._names, self._category_ids = classes["names"], classes["category_ids"]
         self._data, self._eval, self._mesh, self._say = data, config.eval, mesh, say
         self._iou_types = results.IOU_TYPES if model.mask_head is not None else ("bbox",)
+        self._iou_types += ("keypoints",) if model.settings.keypoints else ()
         self._skips = config.data.on_bad_image == "skip"
         self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
         size = (config.data.short_test, config.data.long_test)
@@ -119,7 +121,11 @@ class Evaluator:
         ids = [int(i) for i in self._data.image_ids if int(i) not in left_out]
         everything.sort(key=lambda e: (e["image_id"], -e["score"]))
         metrics, per_class, reasons = results.evaluate_coco(
-            self._data.annotations, everything, self._iou_types, ids
+            self._data.annotations,
+            everything,
+            self._iou_types,
+            ids,
+            keypoint_sigmas=self._eval.keypoint_sigmas,
         )
         if writes:
             report = {**metrics, "reasons": reasons, "step": step, "images": len(ids)}
@@ -179,6 +185,11 @@ class Evaluator:
         boxes, has_area = conventions.boxes_to_image(found.boxes, window, hw, rule)
         keep = has_area & found.valid
         boxes, scores, classes = boxes[keep], found.scores[keep], found.classes[keep]
+        keypoints = postprocess_keypoints.keypoints_to_image(
+            postprocess_keypoints.heatmaps_to_keypoints(found.keypoints[keep], found.boxes[keep]),
+            window,
+            hw,
+        )
         rles = (
             found.masks
             if found.masks is None
@@ -188,10 +199,12 @@ class Evaluator:
             ]
         )
         if row < self._eval.num_pictures:
-            self._draw(row, boxes, scores, classes, rles, folder)
+            self._draw(row, boxes, scores, classes, rles, keypoints, folder)
         image_id = int(data.image_ids[row])
-        found = results.to_coco_results(boxes, scores, classes, rles, image_id, self._category_ids)
-        return [row for row in found if row["category_id"] in data.category_ids]
+        rows = results.to_coco_results(
+            boxes, scores, classes, rles, image_id, self._category_ids, keypoints
+        )
+        return [row for row in rows if row["category_id"] in data.category_ids]
 
     def _draw(
         self,
@@ -200,6 +213,7 @@ class Evaluator:
         scores: np.ndarray,
         classes: np.ndarray,
         rles: list | None,
+        keypoints: np.ndarray,
         folder: Path,
     ) -> None:
         data = self._data
@@ -214,6 +228,8 @@ class Evaluator:
             [instance_mask(data, int(i)) for i in own],
             data.names,
             min_side=_PICTURE_SIDE,
+            keypoints=data.inst_keypoints[own],
+            skeleton=data.skeleton,
         )
         sure = np.flatnonzero(scores >= self._eval.picture_thresh)
         masks = [] if rles is None else [postprocess.rle_to_mask(rles[i]) for i in sure]
@@ -225,6 +241,8 @@ class Evaluator:
             masks,
             self._names,
             min_side=_PICTURE_SIDE,
+            keypoints=keypoints[sure],
+            skeleton=data.skeleton,
         )
         path = folder / "pictures" / f"{int(data.image_ids[row])}.png"
         Image.fromarray(visualize.side_by_side(truth, seen)).save(path)
@@ -239,13 +257,16 @@ class Evaluator:
         folder: Path,
     ) -> None:
         kinds = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        # COCO has no figure for keypoints of small objects.
+        shown = {name: f"{value:.3f}" for name, value in metrics.items()}
         rows = [
-            [iou, *(f"{metrics[f'{iou}/{kind}']:.3f}" for kind in kinds)] for iou in self._iou_types
+            [iou, *(shown.get(f"{iou}/{kind}", "") for kind in kinds)] for iou in self._iou_types
         ]
         log.table(f"step {step}, {len(self._data.sizes)} images", ["", *kinds], rows)
         header = ["class", *(f"{iou} AP" for iou in self._iou_types), "objects", "found"]
         cells = [
-            [c.name, *(f"{ap:.3f}" for ap in (c.bbox_ap, c.segm_ap) if ap is not None)]
+            [c.name]
+            + [f"{ap:.3f}" for ap in (c.bbox_ap, c.segm_ap, c.keypoints_ap) if ap is not None]
             + [str(c.num_objects), str(c.num_detections)]
             for c in per_class
         ]

@@ -54,7 +54,9 @@ def load(folder: Path, like: TrainState) -> tuple[TrainState, Batch]:
     state = like._replace(**found)
     state = state._replace(bad_step=jax.numpy.full_like(state.bad_step, -1))
     with np.load(folder / f"batch_{jax.process_index()}.npz") as arrays:
-        return state, Batch(**arrays)
+        # Records from before there were keypoints hold none.
+        none = {"gt_keypoints": np.zeros((*arrays["gt_valid"].shape, 0, 3), np.float32)}
+        return state, Batch(**none | dict(arrays))
 
 
 def _without_empty(state: TrainState) -> dict[str, Any]:

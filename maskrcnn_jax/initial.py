@@ -101,8 +101,8 @@ def load_initial(
     """
     path, part = config.init.checkpoint, config.init.part
     if imported is not None:
-        if part == "backbone":
-            imported = replace(imported, variables=_only_backbone(imported.variables))
+        if part == "backbone" or (imported.spec and imported.spec.num_classes is None):
+            imported = replace(imported, variables=_only_backbone(imported.variables, variables))
         matches = config.init.heads == "match"
         if part != "backbone" and imported.classes["names"] and not matches:
             _compare_names(imported, data, say)
@@ -122,7 +122,7 @@ def load_initial(
     source, meta = checkpoint.load_variables(path)
     wanted = variables
     if part == "backbone":
-        source, wanted = _only_backbone(source), _only_backbone(variables)
+        source, wanted = _only_backbone(source, variables), _only_backbone(variables, variables)
     else:
         check_classes(meta["classes"], data, path)
     for name, tree in wanted.items():
@@ -180,10 +180,20 @@ def _compare_names(imported: Imported, data: CocoData, say: Say) -> None:
         )
 
 
-def _only_backbone(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: {k: v for k, v in tree.items() if k == "backbone"} for name, tree in variables.items()
-    }
+def _only_backbone(
+    variables: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The backbone alone, its res5 where `wanted` has it: there, or in the shared head of C4."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, tree in variables.items():
+        blocks = {**tree.get("backbone", {}), **tree.get("shared_head", {})}
+        moved = {
+            k: x for k, x in blocks.items() if k in wanted.get(name, {}).get("shared_head", {})
+        }
+        rest = {k: x for k, x in blocks.items() if k not in moved}
+        rooms = {"backbone": rest, "shared_head": moved}
+        found[name] = {room: parts for room, parts in rooms.items() if parts}
+    return found
 
 
 def _is_own(path: Path) -> bool:

@@ -87,6 +87,23 @@ def multinomial_mask_loss(
     return _masked_sum(per_cell.mean((-2, -1)), fg) / jnp.maximum(fg.sum(), 1)
 
 
+def keypoint_loss(
+    logits: Float[Array, "B R J T T"],
+    cells: Int[Array, "B R J"],
+    valid: Bool[Array, "B R J"],
+    normalizer: float | None = None,
+) -> Float[Array, ""]:
+    """Cross entropy over the cells of each keypoint's heatmap, summed over the valid keypoints.
+
+    cells: the row-major cell of the keypoint. normalizer: the sum is divided by it; None divides by
+    the number of valid keypoints. Source: Detectron2 `keypoint_rcnn_loss`.
+    """
+    flat = logits.reshape(*cells.shape, logits.shape[-2] * logits.shape[-1])
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(flat, cells)
+    count = jnp.maximum(valid.sum(), 1) if normalizer is None else normalizer
+    return _masked_sum(cross_entropy, valid) / count
+
+
 def _masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
     # where, not a product: a padding row may hold inf, and inf * 0 is nan.
     return jnp.where(mask, x, 0.0).sum()

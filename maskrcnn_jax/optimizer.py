@@ -9,8 +9,8 @@ import optax
 
 from maskrcnn_jax.errors import UserError
 
-# Detectron2's FREEZE_AT counts the stem as 1 and res2 as 2.
-FREEZABLE = ("stem", "res2_", "res3_", "res4_", "res5_")
+# Detectron2's FREEZE_AT counts the stem as 1 and res2 as 2; VGG's stages are counted from 1.
+FREEZABLE = ("stem|conv1_", "res2_|conv2_", "res3_|conv3_", "res4_|conv4_", "res5_|conv5_")
 
 
 def make_schedule(optim: Any, num_steps: int, batch_size: int) -> optax.Schedule:
@@ -63,7 +63,7 @@ def match_rules(params: Any, rules: tuple[tuple[str, float], ...], field: str) -
 def learning_rate_factors(params: Any, optim: Any, freeze_at: int) -> Any:
     """A tree like `params` of rate factors: optim.lr_rules times optim.layer_decay to the power of
     the distance from the FPN, and 0 for what freeze_at freezes."""
-    rules = tuple((f"^backbone/{name}", 0.0) for name in FREEZABLE[:freeze_at])
+    rules = tuple((f"^(backbone|shared_head)/({name})", 0.0) for name in FREEZABLE[:freeze_at])
     factors = match_rules(params, rules + tuple(optim.lr_rules), "optim.lr_rules")
     distances = block_distances(params)
     return jax.tree.map(lambda factor, n: factor * optim.layer_decay**n, factors, distances)

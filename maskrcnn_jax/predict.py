@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskrcnn_jax import checkpoint, conventions, preprocess, runtime
+from maskrcnn_jax import checkpoint, conventions, postprocess_keypoints, preprocess, runtime
 from maskrcnn_jax.canvases import CanvasPlan
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.families import build, forward_predict
@@ -225,6 +225,9 @@ class Predictor:
             found.boxes, ready.placement.window, hw, e.paste_rule
         )
         keep = found.valid & has_area & (found.scores >= self.score_thresh)
+        keypoints = postprocess_keypoints.heatmaps_to_keypoints(
+            found.keypoints[keep], found.boxes[keep]
+        )
         return Prediction(
             boxes=boxes[keep],
             scores=found.scores[keep],
@@ -235,6 +238,9 @@ class Predictor:
             category_ids=self.category_ids,
             paste_rule=e.paste_rule,
             mask_thresh=e.mask_thresh,
+            keypoints=postprocess_keypoints.keypoints_to_image(
+                keypoints, ready.placement.window, hw
+            ),
         )
 
     def _tell_of_caps(self, num_dropped: int) -> None:

@@ -28,6 +28,7 @@ class Prediction:
     category_ids: tuple[int, ...]  # of all classes, in the data set that the model learnt
     paste_rule: str  # of conventions.PASTE_RULES
     mask_thresh: float
+    keypoints: Float[np.ndarray, "n J 3"]  # x, y (as of boxes), score; J is 0 without keypoints
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -63,11 +64,11 @@ class Prediction:
         """Rows of COCO's results JSON. category_ids: of all classes; by default the model's."""
         ids = self.category_ids if category_ids is None else category_ids
         return results.to_coco_results(
-            self.boxes, self.scores, self.classes, self.rles, image_id, ids
+            self.boxes, self.scores, self.classes, self.rles, image_id, ids, self.keypoints
         )
 
     def draw(self, image: Any, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture, RGB, with masks, boxes and labels.
+        """The picture, RGB, with masks, boxes, labels and keypoints.
 
         image: the picture that was predicted, in any form that a predictor takes. min_side: as of
         `visualize.draw`.
@@ -81,7 +82,14 @@ class Prediction:
         # One mask at a time: a hundred of a large picture would take gigabytes.
         masks = _Decoded(self.rles or [])
         return visualize.draw(
-            pixels, self.boxes, self.classes, self.scores, masks, self.class_names, min_side
+            pixels,
+            self.boxes,
+            self.classes,
+            self.scores,
+            masks,
+            self.class_names,
+            min_side,
+            keypoints=self.keypoints,
         )
 
 

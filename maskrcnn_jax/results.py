@@ -19,11 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
 from maskrcnn_jax.errors import UserError
 
 IOU_TYPES = ("bbox", "segm")
+PIXEL_CENTER = 0.5  # from the index of a pixel, as COCO writes keypoints, to its middle
+_COCO_SIGMAS = Params("keypoints").kpt_oks_sigmas
+_SIGMA = 0.05  # of keypoints whose spread nobody has measured
 _ENGINES = {"faster-coco-eval": "faster_coco_eval", "pycocotools": "pycocotools"}
 # In the order of COCOeval.stats, with what the reason for a missing figure says.
 _METRICS = {
@@ -44,6 +47,7 @@ class ClassRow(NamedTuple):
     segm_ap: float | None
     num_objects: int  # in the annotations, crowd regions aside
     num_detections: int
+    keypoints_ap: float | None = None
 
 
 class Evaluation(NamedTuple):
@@ -61,6 +65,7 @@ def to_coco_results(
     rles: Sequence[dict] | None,
     image_id: Any,
     category_ids: Sequence[int],
+    keypoints: Float[np.ndarray, "n J 3"] | None = None,
 ) -> list[dict]:
     """Returns the detections of one image as rows of COCO's results JSON.
 
@@ -72,6 +77,7 @@ def to_coco_results(
       rles: compressed masks with `counts` as str, or None for boxes alone.
       image_id: of the annotations.
       category_ids: the annotations' id of each class.
+      keypoints: x, y (continuous; written as indices of pixels) and score of each, or None.
     """
     rows = []
     for i, (x0, y0, x1, y1) in enumerate(boxes.astype(np.float64)):
@@ -83,6 +89,9 @@ def to_coco_results(
         }
         if rles is not None:
             row["segmentation"] = rles[i]
+        if keypoints is not None and keypoints.shape[1]:
+            places = keypoints[i].astype(np.float64) - [PIXEL_CENTER, PIXEL_CENTER, 0.0]
+            row["keypoints"] = [round(float(v), 3) for v in places.ravel()]
         rows.append(row)
     return rows
 
@@ -98,26 +107,34 @@ def evaluate_coco(
     iou_types: Sequence[str] = IOU_TYPES,
     image_ids: Iterable[Any] | None = None,
     engine: str = "",
+    keypoint_sigmas: Sequence[float] = (),
 ) -> Evaluation:
     """Computes COCO's average precision.
 
     The area of a predicted mask is that of the mask, as in COCO's own mask results, which hold no
     box; with the box in the same row pycocotools would take the area of the box (it decides which
-    predictions count for small, medium and large objects).
+    predictions count for small, medium and large objects). That of predicted keypoints is the area
+    of the box, as in Detectron2. Keypoints are always left to pycocotools.
 
     Args:
       annotations: COCO JSON, or its path; not changed.
       results: rows of COCO's results format; those with an unknown image or category are left out,
         with a warning.
-      iou_types: of "bbox" and "segm".
+      iou_types: of "bbox", "segm" and "keypoints" (object keypoint similarity).
       image_ids: evaluate on these images only; all by default.
       engine: of `engines()`; the first of them by default.
+      keypoint_sigmas: of each keypoint's annotation, as a share of the object's size; by default
+        COCO's for 17 keypoints and 0.05 for all of another number.
 
     Raises:
-      UserError: the file is missing or not COCO JSON, or has no masks for "segm".
+      UserError: the file is missing or not COCO JSON, or has no masks for "segm", or keypoints of
+        different numbers.
     """
     coco, evaluator_of = _load_engine(engine or engines()[0])
-    truth = _index(coco, _clean(annotations, "segm" in iou_types))
+    content = _clean(annotations, "segm" in iou_types)
+    if "keypoints" in iou_types:
+        sigmas = _complete_keypoints(content["annotations"], results, keypoint_sigmas)
+    truth = _index(coco, content)
     wanted = list(truth.imgs) if image_ids is None else sorted(set(image_ids) & set(truth.imgs))
     known, foreign = _sort_out(results, truth, set(wanted))
     objects = [
@@ -128,13 +145,20 @@ def evaluate_coco(
     reasons: dict[str, str] = {}
     class_ap: dict[str, dict[int, float]] = {}
     for iou_type in iou_types:
-        evaluator = _run_evaluator(evaluator_of, truth, known, iou_type, wanted)
+        if iou_type == "keypoints":
+            index, rows = _index(COCO, content), [row for row in known if row.get("keypoints")]
+            evaluator = _run_evaluator(COCOeval, index, rows, iou_type, wanted, sigmas)
+        else:
+            evaluator = _run_evaluator(evaluator_of, truth, known, iou_type, wanted)
         class_ap[iou_type] = _per_class(evaluator)
-        for name, value in zip(_METRICS, evaluator.stats, strict=False):
+        # COCO counts no keypoints of small objects.
+        names = [n for n in _METRICS if iou_type != "keypoints" or n != "APs"]
+        for name, value in zip(names, evaluator.stats, strict=False):
             key = f"{iou_type}/{name}"
             metrics[key] = float(value) if math.isfinite(value) else -1.0
             if metrics[key] <= 0:
-                reasons[key] = _reason(name, metrics[key], foreign, len(known), len(objects))
+                counts = len(known), len(objects)
+                reasons[key] = _reason(iou_type, name, metrics[key], foreign, *counts)
 
     objects_of = Counter(a["category_id"] for a in objects)
     found_of = Counter(row["category_id"] for row in known)
@@ -145,6 +169,7 @@ def evaluate_coco(
             segm_ap=class_ap.get("segm", {}).get(category_id),
             num_objects=objects_of[category_id],
             num_detections=found_of[category_id],
+            keypoints_ap=class_ap.get("keypoints", {}).get(category_id),
         )
         for category_id, category in sorted(truth.cats.items())
     ]
@@ -177,6 +202,26 @@ def _clean(annotations: str | Path | dict, need_masks: bool) -> dict:
     except (KeyError, TypeError) as error:
         raise UserError(f"{name}: not COCO annotations, {error!r} is missing or odd") from error
     return {**parts, "annotations": rows}
+
+
+def _complete_keypoints(
+    objects: list[dict], results: Sequence[dict], sigmas: Sequence[float]
+) -> Float[np.ndarray, " J"]:
+    """Gives objects without keypoints empty ones, in place; returns the sigma of each keypoint."""
+    rows = [*objects, *results]
+    lengths = {len(row["keypoints"]) for row in rows if row.get("keypoints")}
+    if len(lengths) > 1:
+        counts = sorted(length / 3 for length in lengths)
+        raise UserError(f"keypoint AP needs the same number of keypoints everywhere, not {counts}")
+    number = lengths.pop() // 3 if lengths else len(_COCO_SIGMAS)
+    for row in objects:
+        row["keypoints"] = row.get("keypoints") or [0] * 3 * number
+        row["num_keypoints"] = sum(v > 0 for v in row["keypoints"][2::3])
+    if not len(sigmas):
+        sigmas = _COCO_SIGMAS if number == len(_COCO_SIGMAS) else [_SIGMA] * number
+    if len(sigmas) != number:
+        raise UserError(f"eval.keypoint_sigmas has {len(sigmas)} values; give {number}")
+    return np.array(sigmas, np.float64)
 
 
 def _load_engine(name: str) -> tuple[type, Callable]:
@@ -227,9 +272,14 @@ def _sort_out(results: Sequence[dict], truth: Any, wanted: set) -> tuple[list[di
 
 
 def _run_evaluator(
-    evaluator_of: Callable, truth: Any, results: list[dict], iou_type: str, image_ids: list
+    evaluator_of: Callable,
+    truth: Any,
+    results: list[dict],
+    iou_type: str,
+    image_ids: list,
+    sigmas: Float[np.ndarray, " J"] | None = None,
 ) -> Any:
-    left_out = "segmentation" if iou_type == "bbox" else "bbox"
+    left_out = "bbox" if iou_type == "segm" else "segmentation"
     rows = [{k: v for k, v in row.items() if k != left_out} for row in results]
     with contextlib.redirect_stdout(io.StringIO()):
         # loadRes refuses an empty list.
@@ -240,6 +290,8 @@ def _run_evaluator(
         )
         evaluator = evaluator_of(truth, found, iou_type)
         evaluator.params.imgIds = image_ids
+        if sigmas is not None:
+            evaluator.params.kpt_oks_sigmas = sigmas
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -257,14 +309,17 @@ def _per_class(evaluator: Any) -> dict[int, float]:
     return table
 
 
-def _reason(name: str, value: float, foreign: str, num_found: int, num_objects: int) -> str:
-    size, iou = _METRICS[name]
+def _reason(
+    iou_type: str, name: str, value: float, foreign: str, num_found: int, num_objects: int
+) -> str:
+    (size, iou), labelled = _METRICS[name], iou_type == "keypoints"
     if not num_objects:
         return "no objects in the annotations (crowd regions aside)"
     if value < 0:
-        return f"no {size}objects in the annotations"
+        return f"no {size}objects {'with keypoints ' if labelled else ''}in the annotations"
     if foreign:
         return foreign
     if not num_found:
         return "no predictions"
-    return f"no prediction overlaps a {size}object of its class by IoU{iou or ' >= 0.50'}"
+    iou = f"{'OKS' if labelled else 'IoU'}{iou or ' >= 0.50'}"
+    return f"no prediction overlaps a {size}object of its class by {iou}"

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops.nms import nms
-from maskrcnn_jax.settings import STRIDES, Settings
+from maskrcnn_jax.settings import Settings, anchors_per_cell, level_anchor_sizes
 from maskrcnn_jax.types import Proposals
 
 # Far corners are (x, y) of the last pixel in Matterport's boxes, and one beyond it in all others.
@@ -36,12 +36,14 @@ def anchors_of(
     """The anchors of a canvas (height, width) by level, in the canvas' own boxes."""
     levels = anchor_ops.grid_anchors(
         canvas,
-        STRIDES,
-        s.anchor_sizes,
+        s.strides,
+        level_anchor_sizes(s),
         s.anchor_ratios,
         s.anchor_offset,
         rounded=s.anchor_rounding,
-        fitted_hw=anchor_ops.padded(image_hw) if s.anchor_strides == "fitted" else None,
+        fitted_hw=anchor_ops.padded(image_hw, s.size_divisor)
+        if s.anchor_strides == "fitted"
+        else None,
     )
     return [jnp.asarray(level) for level in levels]
 
@@ -60,7 +62,9 @@ def propose(
     Source: Detectron2 `find_top_rpn_proposals`; with `proposal_nms` "all" the levels are one, as in
     Matterport's `ProposalLayer`.
     """
-    usable = anchor_ops.in_padded_image(canvas, STRIDES, len(s.anchor_ratios), image_hw)
+    usable = anchor_ops.in_padded_image(
+        canvas, s.strides, anchors_per_cell(s), image_hw, s.size_divisor
+    )
     logits = jnp.where(usable & jnp.isfinite(logits), logits, -jnp.inf)
     levels = anchors_of(s, canvas, image_hw)
     if s.proposal_nms == "all":

@@ -141,3 +141,26 @@ def mask_targets(
     """
     bitmaps = mask_ops.unpack_bits(gt_masks[matched_idxs])
     return crop(bitmaps, gt_frames[matched_idxs], rois, size).astype(jnp.float32)
+
+
+def keypoint_targets(
+    rois: Float[Array, "R 4"],
+    matched_idxs: Int[Array, "R"],
+    gt_keypoints: Float[Array, "G J 3"],
+    size: int,
+) -> tuple[Int[Array, "R J"], Bool[Array, "R J"]]:
+    """The cell of each keypoint in its roi's heatmap of size x size, row-major, and whether it has
+    one: labelled, and inside the roi or on its border.
+
+    rois, gt_keypoints: continuous coordinates. Source: Detectron2 `_keypoints_to_heatmap`.
+    """
+    keypoints = gt_keypoints[matched_idxs]
+    points, corner, far = keypoints[..., :2], rois[:, None, :2], rois[:, None, 2:]
+    sides = far - corner
+    cells = jnp.floor((points - corner) * (size / jnp.where(sides > 0, sides, 1.0)))
+    cells = jnp.where(points == far, size - 1, cells)
+    inside = ((cells >= 0) & (cells < size) & (sides > 0)).all(-1)
+    valid = inside & (keypoints[..., 2] > 0)
+    # Before it becomes an integer, for a far point would not fit into one.
+    cells = jnp.where(valid[..., None], cells, 0).astype(jnp.int32)
+    return cells[..., 1] * size + cells[..., 0], valid

@@ -29,6 +29,8 @@ LAG = 2
 
 # A run cannot go on under another value of these: the state would have other shapes.
 FIXED = (
+    "model.backbone",
+    "model.neck",
     "model.depth",
     "model.width",
     "model.width_per_group",
@@ -54,6 +56,9 @@ FIXED = (
     "model.mask_convs",
     "model.mask_fcs",
     "model.mask_fc_dim",
+    "model.keypoints",
+    "model.keypoint_channels",
+    "model.keypoint_convs",
     "optim.name",
     "optim.lr_rules",
     "optim.stages",
@@ -195,17 +200,20 @@ class _Run:
         return builder.prepare(self.train_data, folder, d.mask_side, d.on_bad_image)
 
     def _open_data(self) -> Iterator[Batch]:
-        from maskrcnn_jax.data import pipeline
+        from maskrcnn_jax.data import keypoints, pipeline
 
-        t = self.config.train
+        t, d = self.config.train, self.config.data
+        number, names = self.config.model.keypoints, self.train_data.keypoint_names
+        order = keypoints.flip_order(names, d.keypoint_flip, number, mirrors=_mirrors(d))
         return pipeline.make_batches(
             self.records,
-            self.config.data,
+            d,
             t.batch_size,
             t.seed,
             start_step=self.start,
             num_steps=t.num_steps - self.start,
             host=(jax.process_index(), jax.process_count()),
+            keypoint_order=order,
         )
 
     def go(self) -> dict[str, float]:
@@ -345,6 +353,11 @@ class _Run:
             self._save(done)
             self.store.close()
             raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from it")
+
+
+def _mirrors(d: ConfigDict) -> bool:
+    """Whether left and right ever change places in a training picture."""
+    return d.flip > 0 or d.flip_vertical > 0
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -78,8 +78,10 @@ def make_train_step(
         params = jax.tree.map(lambda p, on: p if on else jax.lax.stop_gradient(p), params, trained)
         variables = {"params": params, "batch_stats": stats}
         terms, metrics, stats = forward_train(model, variables, batch, keys, mesh)
-        total = sum(terms)
-        return total, (stats, {"loss": total, **terms._asdict(), **metrics})
+        total, named = sum(terms), terms._asdict()
+        if not model.settings.keypoints:
+            del named["keypoint"]
+        return total, (stats, {"loss": total, **named, **metrics})
 
     gradient = jax.grad(loss, has_aux=True)
 

@@ -2,7 +2,8 @@
 
 Letters: **B** images, **H W** canvas, **h w** grid of a level, **L** levels, **A** anchors per
 cell, **N** all anchors, **K** proposals, **R** sampled rois, **G** padded ground truth,
-**C** classes without background, **F** channels, **D** detections, **S** mask side.
+**C** classes without background, **F** channels, **D** detections, **S** mask side; of a model with
+keypoints, **J** keypoints of an object, **T** heatmap side.
 
 Boxes are float32 (x0, y0, x1, y1) in pixels of the canvas, continuous coordinates: the pixel in
 column i covers [i, i + 1). Sizes are (height, width). Class 0 is a real class; background is the
@@ -33,6 +34,8 @@ class Batch(NamedTuple):
     gt_masks: Array  # uint8 [B, G, S, S // 8], bit-packed
     num_dropped: Array  # int32 [B], instances beyond the cap G
     index: Array  # int32 [B], row of the example in the data set, for messages
+    # float32 [B, G, J, 3]: x, y, and 0 not labelled, 1 hidden or 2 visible; J may be 0.
+    gt_keypoints: Array
 
 
 class Proposals(NamedTuple):
@@ -63,6 +66,7 @@ class Detections(NamedTuple):
     masks: Array | None  # float32 [B, D, S, S], probabilities in the frame of the box; None of a
     # model without masks
     num_dropped: Array  # int32 [B], candidates beyond the cap before NMS
+    keypoints: Array  # float32 [B, D, J, T, T], logits in the frame of the box; J may be 0
 
 
 class Losses(NamedTuple):
@@ -73,3 +77,4 @@ class Losses(NamedTuple):
     cls: Array
     box: Array
     mask: Array  # 0 of a model without masks
+    keypoint: Array  # 0 of a model without keypoints

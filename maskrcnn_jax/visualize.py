@@ -11,6 +11,7 @@ Color = tuple[int, int, int]
 _MASK_OPACITY = 0.45
 _GOLDEN_RATIO = 0.618034
 _GAP = 4  # px between two pictures
+_SURE_KEYPOINT = 0.05  # score from which a keypoint is drawn (Detectron2's)
 
 
 def draw(
@@ -22,6 +23,8 @@ def draw(
     names: Sequence[str],
     min_side: int = 0,
     labels: bool = True,
+    keypoints: Float[np.ndarray, "n J 3"] | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draws masks, boxes and labels on a copy of the image; every instance has its own color.
 
@@ -35,6 +38,8 @@ def draw(
       min_side: a small picture is first enlarged by the least whole factor that brings its longer
         side to this many pixels, so that labels remain legible. 0: the size stays.
       labels: False leaves out the names, which would hide hundreds of small objects.
+      keypoints: x, y and score or visibility of each; those below 0.05 are not drawn.
+      skeleton: pairs of keypoints, counted from 0, that a line joins.
     """
     factor = max(1, -(-min_side // max(image.shape[:2])))
     image = _enlarge(image, factor)
@@ -51,6 +56,9 @@ def draw(
     for i in order:
         x0, y0, x1, y1 = (float(v) * factor for v in boxes[i])
         pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=colors[i], width=line)
+    for i in order if keypoints is not None else ():
+        points = keypoints[i] * (factor, factor, 1)
+        _draw_keypoints(pen, points, skeleton, colors[i], line)
     taken: list[tuple[float, ...]] = []
     font = ImageFont.load_default(size=min(max(10, max(image.shape[:2]) // 50), 28))
     # Labels of the small ones first: they have the fewest places to go to.
@@ -105,6 +113,24 @@ def _blend(image: np.ndarray, mask: np.ndarray, color: Color) -> None:
     tint = np.asarray(color, np.float32) * _MASK_OPACITY
     image[mask] = (image[mask] * (1 - _MASK_OPACITY) + tint).astype(np.uint8)
     image[mask & ~inner] = color
+
+
+def _draw_keypoints(
+    pen: ImageDraw.ImageDraw,
+    keypoints: Float[np.ndarray, "J 3"],
+    skeleton: Sequence[tuple[int, int]],
+    color: Color,
+    line: int,
+) -> None:
+    """Lines of the skeleton, and a dot with a dark rim on each keypoint."""
+    sure = keypoints[:, 2] >= _SURE_KEYPOINT
+    for a, b in skeleton:
+        if sure[a] and sure[b]:
+            pen.line([*map(float, (*keypoints[a, :2], *keypoints[b, :2]))], fill=color, width=line)
+    radius = line + 1
+    for x, y, _ in keypoints[sure].tolist():
+        corners = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse(corners, fill=color, outline="black")
 
 
 def _label(

@@ -1,6 +1,7 @@
 """Imports go down only; TensorFlow and Flax stay in their rooms; no path of one machine."""
 
 import ast
+import configparser
 import re
 import subprocess
 import sys
@@ -43,6 +44,8 @@ FLOORS = {
     "config": 3,
     "config_rules": 3,
     "config_rules_data": 3,
+    "config_parts": 3,
+    "config_rules_keypoints": 3,
     "models.mask_rcnn": 2,
     "models.cascade": 2,
     "models.families": 2,
@@ -57,6 +60,7 @@ FLOORS = {
     "weights.exporter": 3,
     "preprocess": 1,
     "postprocess": 1,
+    "postprocess_keypoints": 1,
     "preprocess_matterport": 1,
     "postprocess_matterport": 1,
     "conventions": 1,
@@ -138,10 +142,33 @@ def test_ops_know_only_arrays(module):
     assert outer <= {"jax", "numpy", "jaxtyping", PACKAGE, *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("module", ["config", "config_rules", "errors"])
+@pytest.mark.parametrize("module", ["config", "config_rules", "config_parts", "errors"])
 def test_configs_are_checked_without_jax(module):
     outer = {name.partition(".")[0] for name in imports(NAMES[module])}
     assert outer <= {"ml_collections", "numpy", PACKAGE, *sys.stdlib_module_names}
+
+
+# Floor 4 beside the package: it imports the package, and is neither imported by it nor installed.
+TOP_ROOMS = ("configs", "experiments", "benchmarks", "tests")
+
+
+@pytest.mark.parametrize("module", sorted(NAMES))
+def test_the_package_does_not_know_the_rooms_above(module):
+    for name in imports(NAMES[module]):
+        assert name.partition(".")[0] not in TOP_ROOMS, f"{module} imports {name}"
+
+
+def test_experiments_leave_models_and_data_to_the_package():
+    for file in (ROOT / "experiments").glob("*.py"):
+        heavy = {name.partition(".")[0] for name in imports(file)} & OWNERS.keys()
+        assert not heavy, f"{file.name} imports {heavy}"
+
+
+def test_only_the_package_is_installed():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert settings["options"]["packages"] == "find:"
+    assert settings["options.packages.find"]["include"].split() == [f"{PACKAGE}*"]
 
 
 def test_no_import_cycles():

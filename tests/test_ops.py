@@ -17,6 +17,18 @@ def test_sizes_of_anchors_may_be_whole_numbers():
     assert model.settings.anchor_sizes == (16, 32, 64, 128, 256)
 
 
+def test_one_level_carries_all_sizes():
+    """A cell's anchors: by size, then by ratio, as Detectron2's `generate_cell_anchors`."""
+    level = anchors.grid_anchors((32, 48), (16,), ((32, 64),), (0.5, 1.0, 2.0))[0]
+    cells = level.reshape(2, 3, 6, 4)
+    for i, (size, ratio) in enumerate((s, r) for s in (32, 64) for r in (0.5, 1.0, 2.0)):
+        half = size / 2 * np.array([ratio**-0.5, ratio**0.5])
+        for row, col in np.ndindex(2, 3):
+            centre = 16 * np.array([col, row])
+            expected = [*(centre - half), *(centre + half)]
+            np.testing.assert_allclose(cells[row, col, i], expected, rtol=1e-6)
+
+
 def test_anchors_of_a_larger_canvas_do_not_compete():
     strides = (4, 8, 16, 32, 64)
     mask = np.asarray(anchors.in_padded_image((128, 256), strides, 3, jnp.array([70, 129])))

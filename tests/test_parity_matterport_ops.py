@@ -5,6 +5,7 @@ its background is class 0; the helpers below turn them into ours.
 """
 
 import re
+from dataclasses import replace
 
 import golden_sets
 import jax
@@ -18,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from maskrcnn_jax import losses, selection, targets
 from maskrcnn_jax.ops import anchors, boxes, crop_resize, matching
 from maskrcnn_jax.ops.nms import nms
-from maskrcnn_jax.settings import Settings
+from maskrcnn_jax.settings import from_config
 from maskrcnn_jax.types import Proposals, Samples
 from maskrcnn_jax.weights.presets import PRESETS
 
@@ -58,8 +59,7 @@ def settings(**changes):
         "class_rule": "best",
         "nms_thresh": 0.3,
     }
-    fields = {f: model[f] for f in Settings.__dataclass_fields__ if f != "num_classes"}
-    return Settings(**{"num_classes": 4, **fields, **changes})
+    return replace(from_config(model, 4), **changes)
 
 
 # --- anchors.npz -----------------------------------------------------------------------------

@@ -102,6 +102,7 @@ def as_data_set(golden):
         segmentations=polygons,
         num_skipped=0,
         num_skipped_instances=0,
+        inst_keypoints=np.zeros((count, 0, 3), np.float32),
     )
 
 

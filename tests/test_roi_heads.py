@@ -208,6 +208,8 @@ def test_what_does_not_go_together_is_told():
 @pytest.mark.parametrize(
     "fields",
     [
+        {"neck": "c4"},
+        {"keypoints": 17},
         {"mask_branch": "mlp"},
         {"mask_branch": "none"},
         {"mask_loss": "softmax"},

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import peer_model
 import pytest
 import tiny_checkpoint
 import tiny_coco
@@ -11,7 +12,7 @@ import tiny_model
 from maskrcnn_jax import initial, transfer
 from maskrcnn_jax.data.coco import load_coco
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import importer
+from maskrcnn_jax.weights import coco_names, exporter, importer
 from maskrcnn_jax.weights.layout import Spec
 
 THEIRS = tiny_checkpoint.NAMES  # cat, dog, owl, big fox, a/b
@@ -122,6 +123,62 @@ def test_weights_without_names_are_taken_in_order_or_not_at_all():
     assert sources == [None] * 3 and "no names" in lines[0]
     named = replace(imported, spec=replace(spec, class_names=("b", "a")), classes={"names": "ba"})
     assert transfer.match_classes(named, ["a", "b"]) == ([1, 0], [])
+
+
+def test_classes_of_another_programs_weights():
+    """Detectron2's 80 classes of COCO, whose tensors have a class a row."""
+    config = tiny_model.config(norm="frozen", head_norm="none").model
+    shapes = importer.model_shapes(config.to_dict(), 80)
+    rng = np.random.default_rng(2)
+    variables = importer.unflatten({path: np.float32(rng.random(s)) for path, s in shapes.items()})
+    names = {"names": list(coco_names.NAMES), "category_ids": list(coco_names.CATEGORY_IDS)}
+    tensors = exporter.export(variables, exporter.spec_for("detectron2", config.to_dict(), names))
+    imported = importer.import_weights(peer_model.source(tensors))
+
+    shapes = importer.model_shapes(imported.config["model"], 2)
+    before = importer.unflatten({path: -np.ones(s, np.float32) for path, s in shapes.items()})
+    filled, rows, lines = transfer.take(before, imported, ["date", "Traffic-Light"])
+    heads = filled["params"]["box_head"], filled["params"]["mask_head"]
+    scores = tensors["roi_heads.box_predictor.cls_score.weight"]
+    deltas = tensors["roi_heads.box_predictor.bbox_pred.weight"]
+    masks = tensors["roi_heads.mask_head.predictor.weight"][:, :, 0, 0]
+    light = 9  # person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light
+    kernel = heads[0]["cls_score"]["kernel"].T
+    np.testing.assert_array_equal(kernel[1:], scores[[light, 80]])
+    kernel = heads[0]["bbox_pred"]["kernel"].T
+    np.testing.assert_array_equal(kernel[4:], deltas[4 * light : 4 * light + 4])
+    assert (kernel[:4] == -1).all()
+    np.testing.assert_array_equal(heads[1]["predictor_kernel"].T[1], masks[light])
+    assert rows[1][2] == "1 of 2 classes: Traffic-Light <- traffic light" and not lines
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mask_branch": "mlp", "mask_fc_dim": 8, "mask_pool_size": 2},
+        {"class_agnostic_boxes": True, "cascade_ious": (0.5, 0.6), "mask_loss": "softmax"},
+        {"class_agnostic_boxes": True, "class_agnostic_masks": True},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_every_array_that_depends_on_the_classes_is_mapped(fields):
+    """What has another shape for two classes than for three; each third of three is a class's."""
+    config = tiny_model.config(**fields).model.to_dict()
+    flat = {}
+    for count in (2, 3):
+        shapes = importer.model_shapes(config, count)
+        flat[count] = {path: np.full(shape, -1, np.float32) for path, shape in shapes.items()}
+    names = {"names": ["a", "b", "c"]}
+    found = importer.Imported(None, {"model": config}, {}, names, (), (), {})
+    theirs = {path: np.zeros_like(x) for path, x in flat[3].items()}
+    found = replace(found, variables=importer.unflatten(theirs))
+    filled, rows, lines = transfer.take(importer.unflatten(flat[2]), found, ["c", "new"])
+    differ = {path for path, x in flat[2].items() if x.shape != flat[3][path].shape}
+    assert differ and not lines
+    for path, x in importer.flatten(filled).items():
+        fresh = (x == -1).sum() / x.size
+        per_class = 1 - flat[2][path].size / flat[3][path].size  # of three classes' array
+        assert fresh == pytest.approx(per_class / (1 - per_class) if path in differ else 0), path
 
 
 def test_cells_and_extra_values_of_other_heads():

@@ -45,7 +45,9 @@ def variables(model: mask_rcnn.MaskRCNN, seed: int = 0) -> dict:
     return {"batch_stats": {}} | jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def batch(size: int, seed: int = 0, empty: bool = False, objects: int = 4) -> Batch:
+def batch(
+    size: int, seed: int = 0, empty: bool = False, objects: int = 4, keypoints: int = 0
+) -> Batch:
     """Random pictures with `objects` boxes each on a CANVAS, or with none at all."""
     rng = np.random.default_rng(seed)
     height, width = CANVAS
@@ -55,6 +57,10 @@ def batch(size: int, seed: int = 0, empty: bool = False, objects: int = 4) -> Ba
     boxes = np.concatenate([corner, corner + rng.uniform(12, 40, (size, slots, 2))], -1)
     valid = np.broadcast_to(np.arange(slots) < (0 if empty else objects), (size, slots))
     boxes = np.where(valid[..., None], boxes, 0.0).astype(np.float32)
+    rows = np.random.default_rng((seed, 1))
+    points = np.zeros((size, slots, keypoints, 3), np.float32)
+    points[..., :2] = rows.uniform(boxes[..., None, :2], np.maximum(boxes[..., None, 2:], 1e-3))
+    points[..., 2] = rows.integers(0, 3, points.shape[:3])
     return Batch(
         images=rng.integers(0, 256, (size, height, width, 3)).astype(np.uint8),
         image_hw=np.tile(np.int32([height, width - 8]), (size, 1)),
@@ -65,6 +71,7 @@ def batch(size: int, seed: int = 0, empty: bool = False, objects: int = 4) -> Ba
         gt_masks=np.broadcast_to(np.packbits(disk, axis=-1), (size, slots, side, side // 8)).copy(),
         num_dropped=np.zeros(size, np.int32),
         index=np.arange(size, dtype=np.int32),
+        gt_keypoints=points,
     )
 
 

@@ -2,23 +2,24 @@
 
 An example is a dict: image uint8 [h, w, 3] and for n objects boxes float32 [n, 4] and frames
 float32 [n, 4] (xyxy in pixels of the image), masks uint8 [n, S, S // 8] (bit-packed, covering the
-frame), and anything else with n rows. Masks follow their frames, so that resizing and cropping
-leave the bitmaps alone. Randomness is stateless: `seed` is an int32 pair, the same pair gives the
-same result, eagerly and inside tf.data.
+frame) and classes. Data sets with keypoints have two more: keypoints float32 [n, J, 3] (x, y,
+visibility), and keypoint_order int32 [J], for each the one whose place it takes in a mirror. Masks
+follow their frames, so that resizing and cropping leave the bitmaps alone. Randomness is stateless:
+`seed` is an int32 pair, the same pair gives the same result, eagerly and inside tf.data.
 
 Here: resizing, mirroring, large-scale jitter, colour. Turns and crops: `augment_geometry`; blur and
 JPEG: `augment_pixels`; objects of a second picture: `copy_paste`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 Example = dict[str, tf.Tensor]
 
-# Per-object entries, from which rows are dropped together.
-OBJECT_KEYS = ("boxes", "frames", "masks", "classes")
+# Per-object entries, from which rows are dropped together; keypoints where there are any.
+OBJECT_KEYS = ("boxes", "frames", "masks", "classes", "keypoints")
 
 _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], 1)
 _REVERSED_BITS = _REVERSED[:, 0]
@@ -90,7 +91,7 @@ def flip(example: Example, probability: float, seed: tf.Tensor) -> Example:
 
 
 def mirror(example: Example) -> Example:
-    """Mirrors image, boxes, frames and bitmaps left and right."""
+    """Mirrors image, boxes, frames, bitmaps and keypoints left and right."""
     width = tf.cast(tf.shape(example["image"])[1], tf.float32)
 
     def mirror_boxes(boxes: tf.Tensor) -> tf.Tensor:
@@ -101,6 +102,7 @@ def mirror(example: Example) -> Example:
     # Reversed bytes in reversed order are reversed bits: no need to unpack.
     reversed_bytes = tf.reverse(example["masks"], [-1])
     masks = tf.gather(tf.constant(_REVERSED_BITS), tf.cast(reversed_bytes, tf.int32))
+    example = reflect_keypoints(example, lambda x, y: (width - x, y))
     return example | {
         "image": tf.reverse(example["image"], [1]),
         "boxes": mirror_boxes(example["boxes"]),
@@ -171,6 +173,31 @@ def keep_some(example: Example, cap: int, seed: tf.Tensor) -> tuple[Example, tf.
     return take(example, rows), n - kept
 
 
+def reflect_keypoints(example: Example, move: Callable) -> Example:
+    """Moves the keypoints, if there are any, by a reflection, which swaps left and right ones.
+
+    move: (x, y) -> (x, y).
+    """
+    if "keypoints" not in example:
+        return example
+    x, y, visibility = tf.unstack(example["keypoints"], axis=-1)
+    points = tf.stack([*move(x, y), visibility], axis=-1)
+    return example | {"keypoints": tf.gather(points, example["keypoint_order"], axis=1)}
+
+
+def drop_outer_keypoints(example: Example, window: tf.Tensor) -> Example:
+    """Takes those outside of the window (height, width) for not labelled; such ones become zeros.
+
+    Source: Detectron2 `transform_keypoint_annotations`.
+    """
+    if "keypoints" not in example:
+        return example
+    points = example["keypoints"]
+    inside = (points[..., :2] >= 0) & (points[..., :2] <= tf.cast(window, tf.float32)[::-1])
+    labelled = tf.reduce_all(inside, axis=-1) & (points[..., 2] > 0)
+    return example | {"keypoints": tf.where(labelled[..., None], points, 0.0)}
+
+
 def unpack(masks: tf.Tensor) -> tf.Tensor:
     """Unpacks bitmaps uint8 [..., S, S // 8] to bool [..., S, S]."""
     bits = tf.bitwise.bitwise_and(masks[..., None], tf.constant(_BITS)) > 0
@@ -188,8 +215,10 @@ def pack(masks: tf.Tensor) -> tf.Tensor:
 def clip_objects(example: Example, window: tf.Tensor) -> Example:
     """Gives objects that stick out of the window (height, width) the box of what is left.
 
-    Objects of whose mask nothing is left are dropped. window: float32 [2].
+    Objects of whose mask nothing is left are dropped, keypoints outside are no longer labelled.
+    window: float32 [2].
     """
+    example = drop_outer_keypoints(example, window)
     frames = example["frames"]
     limit = tf.stack([window[1], window[0], window[1], window[0]])
     sticks_out = tf.reduce_any((frames < 0) | (frames > limit), axis=-1)
@@ -241,12 +270,16 @@ def visible_bounds(
 def scale_geometry(example: Example, scale: tf.Tensor, offset: tf.Tensor) -> Example:
     """Scales boxes and frames by (y, x) factors, then counts them from `offset` (y, x)."""
     factor, shift = tf.tile(scale[::-1], [2]), tf.tile(offset[::-1], [2])
-    return example | {key: example[key] * factor - shift for key in ("boxes", "frames")}
+    scaled = {key: example[key] * factor - shift for key in ("boxes", "frames")}
+    if "keypoints" in example:
+        xy = example["keypoints"][..., :2] * factor[:2] - shift[:2]
+        scaled["keypoints"] = tf.concat([xy, example["keypoints"][..., 2:]], -1)
+    return example | scaled
 
 
 def take(example: Example, rows: tf.Tensor) -> Example:
     """The example with these objects only."""
-    return example | {key: tf.gather(example[key], rows) for key in OBJECT_KEYS}
+    return example | {key: tf.gather(example[key], rows) for key in OBJECT_KEYS if key in example}
 
 
 def _blend(base: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

@@ -11,6 +11,7 @@ from maskrcnn_jax.data.augment import (
     fold,
     mirror,
     pack,
+    reflect_keypoints,
     scale_geometry,
     unpack,
 )
@@ -23,13 +24,14 @@ def flip_vertical(example: Example, probability: float, seed: tf.Tensor) -> Exam
 
 
 def mirror_vertical(example: Example) -> Example:
-    """Mirrors image, boxes, frames and bitmaps top and bottom."""
+    """Mirrors image, boxes, frames, bitmaps and keypoints top and bottom."""
     height = tf.cast(tf.shape(example["image"])[0], tf.float32)
 
     def mirror_boxes(boxes: tf.Tensor) -> tf.Tensor:
         x0, y0, x1, y1 = tf.unstack(boxes, axis=-1)
         return tf.stack([x0, height - y1, x1, height - y0], axis=-1)
 
+    example = reflect_keypoints(example, lambda x, y: (x, height - y))
     return example | {
         "image": tf.reverse(example["image"], [0]),
         "boxes": mirror_boxes(example["boxes"]),
@@ -39,7 +41,8 @@ def mirror_vertical(example: Example) -> Example:
 
 
 def transpose(example: Example) -> Example:
-    """Exchanges x and y in image, boxes, frames and bitmaps."""
+    """Exchanges x and y in image, boxes, frames, bitmaps and keypoints."""
+    example = reflect_keypoints(example, lambda x, y: (y, x))
     return example | {
         "image": tf.transpose(example["image"], [1, 0, 2]),
         "boxes": tf.gather(example["boxes"], [1, 0, 3, 2], axis=-1),

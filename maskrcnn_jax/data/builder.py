@@ -54,6 +54,10 @@ class Records:
         self.image_ids: Int[np.ndarray, " n"] = index["image_ids"]
         self.sizes: Int[np.ndarray, "n 2"] = index["sizes"]  # height, width
         self.num_instances: Int[np.ndarray, " n"] = index["num_instances"]  # crowds not counted
+        # Labelled ones of each picture, crowds not counted; files without keypoints have none.
+        self.num_keypoints: Int[np.ndarray, " n"] = (
+            index["num_keypoints"] if "num_keypoints" in index else np.zeros_like(self.image_ids)
+        )
         self.num_skipped = int(index["num_skipped"])  # unreadable pictures
         self.num_skipped_instances = int(index["num_skipped_instances"])  # empty masks
 
@@ -65,7 +69,8 @@ class Records:
 
         image: the file's bytes (JPEG or PNG, 8 bit); image_id; hw int32 [2]; and for n objects
         boxes float32 [n, 4] xyxy, classes int32 [n], crowd bool [n], areas float32 [n],
-        ids int64 [n], frames float32 [n, 4], masks uint8 [n, S, S // 8].
+        ids int64 [n], frames float32 [n, 4], masks uint8 [n, S, S // 8]; and, where the data set
+        has them, keypoints float32 [n, J, 3].
         """
         return self._source[row]
 
@@ -112,8 +117,12 @@ def prepare(
     return Records(final)
 
 
-def download_coco_2017(cache_dir: str | Path) -> dict[str, tuple[Path, str]]:
+def download_coco_2017(
+    cache_dir: str | Path, kind: str = "instances"
+) -> dict[str, tuple[Path, str]]:
     """Downloads COCO 2017 (about 19 GB) once. Returns split -> (annotations, images folder).
+
+    kind: which annotations, "instances" or "person_keypoints".
 
     Raises:
       UserError: the network is not there.
@@ -136,7 +145,7 @@ def download_coco_2017(cache_dir: str | Path) -> dict[str, tuple[Path, str]]:
         ) from error
     folder = Path(paths["annotations"]) / "annotations"
     return {
-        split: (folder / f"instances_{split}2017.json", str(Path(paths[split]) / f"{split}2017"))
+        split: (folder / f"{kind}_{split}2017.json", str(Path(paths[split]) / f"{split}2017"))
         for split in ("train", "val")
     }
 
@@ -146,9 +155,10 @@ class _CocoMasks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(_VERSION)
 
-    def __init__(self, examples: Iterator[dict], mask_side: int, **kwargs: Any):
+    def __init__(self, examples: Iterator[dict], mask_side: int, keypoints: int, **kwargs: Any):
         self._examples = examples
         self._mask_side = mask_side
+        self._keypoints = keypoints
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -166,6 +176,8 @@ class _CocoMasks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             # As a tensor each byte would be stored as an integer of 64 bits.
             "masks": tensor(shape=(None, side, side // 8), dtype=np.uint8, encoding="zlib"),
         }
+        if self._keypoints:
+            features["keypoints"] = tensor(shape=(None, self._keypoints, 3), dtype=np.float32)
         return tfds.core.DatasetInfo(
             builder=self,
             description="Instance segmentation with box-frame bitmaps.",
@@ -182,6 +194,7 @@ class _CocoMasks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def _write(data: CocoData, work: Path, mask_side: int, on_bad: OnBad, progress: bool) -> Path:
     """Writes the records below `work`; returns their folder."""
+    keypoints = data.inst_keypoints.shape[1]
     written: list[dict] = []
     bad: list[str] = []
     empty: list[str] = []
@@ -201,13 +214,19 @@ def _write(data: CocoData, work: Path, mask_side: int, on_bad: OnBad, progress: 
         ):
             (bad if image is None else empty).extend(problems)
             if image is not None:
-                written.append({"id": image["image_id"], "n": int((~objects["crowd"]).sum())})
+                own = ~objects["crowd"]
+                entry = {"id": image["image_id"], "n": int(own.sum())}
+                if keypoints:
+                    entry["keypoints"] = int((objects["keypoints"][own, :, 2] > 0).sum())
+                written.append(entry)
                 yield image | objects
         if not written:
             raise UserError(f"{data.annotations}: no picture can be read; the first: {bad[0]}")
 
     tfds.disable_progress_bar()  # it has its own bars, several of them
-    builder = _CocoMasks(examples(), mask_side, data_dir=work, file_format="array_record")
+    builder = _CocoMasks(
+        examples(), mask_side, keypoints, data_dir=work, file_format="array_record"
+    )
     with contextlib.redirect_stdout(io.StringIO()):  # it says "Downloading"
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
@@ -217,6 +236,7 @@ def _write(data: CocoData, work: Path, mask_side: int, on_bad: OnBad, progress: 
             logging.warning("%d bad %s skipped; the first: %s", len(problems), kind, problems[0])
     ids = np.array([w["id"] for w in written], np.int64)
     folder = Path(builder.data_path)
+    more = {"num_keypoints": np.array([w["keypoints"] for w in written])} if keypoints else {}
     np.savez(
         folder / "index.npz",
         image_ids=ids,
@@ -224,6 +244,7 @@ def _write(data: CocoData, work: Path, mask_side: int, on_bad: OnBad, progress: 
         num_instances=np.array([w["n"] for w in written], np.int32),
         num_skipped=len(bad),
         num_skipped_instances=len(empty),
+        **more,
     )
     return folder
 
@@ -261,6 +282,8 @@ def _example(
         "frames": np.array(frames, np.float32).reshape(-1, 4),
         "masks": np.array(masks, np.uint8).reshape(-1, side, side // 8),
     }
+    if data.inst_keypoints.shape[1]:
+        objects["keypoints"] = data.inst_keypoints[kept].reshape(-1, *data.inst_keypoints.shape[1:])
     return picture, objects, problems
 
 
@@ -327,5 +350,7 @@ def _content_hash(data: CocoData, mask_side: int, on_bad: OnBad) -> str:
     for path in data.file_paths:
         stat = os.stat(path)
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    digest.update(json.dumps([_VERSION, mask_side, on_bad]).encode())
+    keypoints = data.inst_keypoints.shape[1]
+    layout = [_VERSION, mask_side, on_bad, *([keypoints] if keypoints else [])]
+    digest.update(json.dumps(layout).encode())
     return digest.hexdigest()[:16]

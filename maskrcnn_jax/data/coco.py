@@ -18,6 +18,7 @@ from pycocotools import mask as mask_utils
 
 from maskrcnn_jax.data.annotation import parse_annotation, to_rle
 from maskrcnn_jax.data.formats.reading import is_file
+from maskrcnn_jax.data.keypoints import keypoint_table, parse_keypoints
 from maskrcnn_jax.errors import UserError
 
 OnBad = Literal["error", "skip"]
@@ -44,9 +45,15 @@ class CocoData:
     segmentations: list[Any]  # polygons (a list of float64 arrays) or an RLE dict
     num_skipped: int  # images left out: missing files
     num_skipped_instances: int  # objects left out: no area, no usable mask
+    # J keypoints of an object: x, y in pixels, continuous, and 0 not labelled, 1 hidden, 2 visible.
+    inst_keypoints: Float[np.ndarray, "m J 3"]
+    keypoint_names: tuple[str, ...] = ()  # empty where the file tells none
+    skeleton: tuple[tuple[int, int], ...] = ()  # keypoints that a line joins, counted from 0
 
 
-def load_coco(annotations: str | Path, images: str, on_bad_image: OnBad = "error") -> CocoData:
+def load_coco(
+    annotations: str | Path, images: str, on_bad_image: OnBad = "error", keypoints: int = 0
+) -> CocoData:
     """Reads and checks a COCO JSON file. The content of the pictures is not looked at.
 
     Args:
@@ -58,15 +65,18 @@ def load_coco(annotations: str | Path, images: str, on_bad_image: OnBad = "error
       on_bad_image: "error" refuses the first missing picture or degenerate object; "skip" leaves
         them out, counts them and logs the first of each kind (COCO's own train2017 has a few boxes
         without area).
+      keypoints: how many each object has; 0 leaves those of the file unread.
 
     Raises:
       UserError: the file is missing, cut off or not COCO JSON; ids are repeated or unknown; boxes
-        or masks are degenerate; pictures are missing; there is nothing to train on.
+        or masks are degenerate; it has another number of keypoints; pictures are missing; there is
+        nothing to train on.
     """
     path = Path(annotations)
     folders = _folders(images)
     content = _read_json(path)
     category_ids, names = _categories(path, content["categories"])
+    keypoint_names, skeleton = keypoint_table(path, content["categories"], keypoints)
     skips = {"images": _Skips(on_bad_image), "objects": _Skips(on_bad_image)}
 
     entries = _sorted_by_id(path, "images", content["images"])
@@ -91,7 +101,7 @@ def load_coco(annotations: str | Path, images: str, on_bad_image: OnBad = "error
             c, hw = classes[a["category_id"]], sizes[a["image_id"]]
             skips["objects"].attempt(
                 lambda a=a, row=row, c=c, hw=hw: found.append(
-                    (row, c, *parse_annotation(path, a, hw))
+                    (row, c, *parse_annotation(path, a, hw), parse_keypoints(path, a, keypoints))
                 )
             )
     found.sort(key=lambda f: f[0])  # stable: by image, then by annotation id
@@ -102,7 +112,7 @@ def load_coco(annotations: str | Path, images: str, on_bad_image: OnBad = "error
         why = skips["objects"].first or "'annotations' is empty; name an annotated data set"
         raise UserError(f"{path}: no usable object: {why}")
 
-    row, cls, box, crowd, area, ann_id, segmentations = zip(*found, strict=True)
+    row, cls, box, crowd, area, ann_id, segmentations, points = zip(*found, strict=True)
     return CocoData(
         annotations=path,
         category_ids=category_ids,
@@ -119,6 +129,9 @@ def load_coco(annotations: str | Path, images: str, on_bad_image: OnBad = "error
         segmentations=list(segmentations),
         num_skipped=skips["images"].count,
         num_skipped_instances=skips["objects"].count,
+        inst_keypoints=np.stack(points),
+        keypoint_names=keypoint_names,
+        skeleton=skeleton,
     )
 
 

@@ -49,7 +49,8 @@ def paste(example: Example, other: Example) -> Example:
     )
     example = _uncovered(example, tf.ensure_shape(covered, [None, None]))
     pasted = take(other, tf.where(tf.ensure_shape(drawn, [None]))[:, 0])
-    objects = {key: tf.concat([example[key], pasted[key]], axis=0) for key in OBJECT_KEYS}
+    present = (key for key in OBJECT_KEYS if key in example)
+    objects = {key: tf.concat([example[key], pasted[key]], axis=0) for key in present}
     return example | objects | {"image": tf.ensure_shape(image, [None, None, 3])}
 
 
@@ -91,7 +92,8 @@ def _middles(example: Example) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _uncovered(example: Example, covered: tf.Tensor) -> Example:
-    """Takes the covered pixels from the masks; boxes shrink to what is left."""
+    """Takes the covered pixels from the masks; boxes shrink to what is left, and keypoints under
+    them are hidden."""
     frames, masks = example["frames"], unpack(example["masks"])
     hw = tf.shape(covered)
     y, x = (tf.cast(tf.floor(middles), tf.int32) for middles in _middles(example))
@@ -108,4 +110,17 @@ def _uncovered(example: Example, covered: tf.Tensor) -> Example:
     extent = frames[:, 2:] - frames[:, :2]
     area = cells * tf.reduce_prod(extent / tf.cast(tf.shape(masks)[-1], tf.float32), axis=-1)
     rows = tf.where((visible & (area >= _LEAST_AREA)) | ~touched)[:, 0]
+    if "keypoints" in example:
+        example = example | {"keypoints": _hidden(example["keypoints"], covered)}
     return take(example | {"boxes": boxes, "masks": pack(left)}, rows)
+
+
+def _hidden(keypoints: tf.Tensor, covered: tf.Tensor) -> tf.Tensor:
+    """The keypoints, those on covered pixels no longer visible: 1 in place of 2."""
+    hw = tf.shape(covered)
+    x, y, visibility = tf.unstack(keypoints, axis=-1)
+    rows = tf.clip_by_value(tf.cast(tf.floor(y), tf.int32), 0, hw[0] - 1)
+    columns = tf.clip_by_value(tf.cast(tf.floor(x), tf.int32), 0, hw[1] - 1)
+    under = tf.gather(tf.reshape(covered, [-1]), rows * hw[1] + columns)
+    visibility = tf.where(under, tf.minimum(visibility, 1.0), visibility)
+    return tf.stack([x, y, visibility], axis=-1)

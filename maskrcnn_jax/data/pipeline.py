@@ -6,8 +6,7 @@ its own rows of it only, so the batch does not depend on how many hosts there ar
 resumes at any step without saved state.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -43,6 +42,7 @@ def make_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     host: tuple[int, int] = (0, 1),
+    keypoint_order: Sequence[int] = (),
 ) -> Iterator[Batch]:
     """Returns the training batches of steps start_step, start_step + 1, ... as NumPy arrays.
 
@@ -57,6 +57,8 @@ def make_batches(
       start_step: first step, for a run that resumes.
       num_steps: how many steps to make.
       host: index of this host and number of hosts.
+      keypoint_order: what a mirror does to the keypoints, of `keypoints.flip_order`; its length is
+        their number in the records, or 0 to leave them out.
 
     Raises:
       UserError: no image is left after filtering, none of the canvases holds an image, or the
@@ -74,7 +76,8 @@ def make_batches(
     stop = _NO_END if num_steps is None else start_step + num_steps
     listed = data_config.albumentations
     workers = Workers(listed, data_config.num_workers) if listed else None
-    dataset = _dataset(records, data_config, rows, plan, (start_step, stop), local, workers)
+    steps, order = (start_step, stop), tuple(keypoint_order)
+    dataset = _dataset(records, data_config, rows, plan, steps, local, workers, order)
     return _iterate(dataset, workers)
 
 
@@ -112,6 +115,12 @@ def _rows(records: Records, config: ConfigDict) -> Int[np.ndarray, " n"]:
             "data.filter_empty leaves no training image: none of the first "
             f"{config.limit or len(records)} has an object; turn it off or raise data.limit"
         )
+    if config.min_keypoints:
+        rows = rows[records.num_keypoints[rows] >= config.min_keypoints]
+    if not len(rows):
+        raise UserError(
+            f"data.min_keypoints={config.min_keypoints} leaves no training image; lower it"
+        )
     return rows
 
 
@@ -145,6 +154,7 @@ def _dataset(
     steps: tuple[int, int],
     local: int,
     workers: Workers | None,
+    keypoint_order: tuple[int, ...],
 ) -> tf.data.Dataset:
     def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         canvas, on_side, chosen, seeds = tf.numpy_function(
@@ -162,13 +172,14 @@ def _dataset(
     partners = rows[records.num_instances[rows] > 0]
 
     def read(row: tf.Tensor, seed: tf.Tensor) -> augment.Example:
-        example = _read(records, config, row)
+        example = _read(records, config, row, keypoint_order)
         return example if workers is None else _transformed(example, records, row, seed, workers)
 
     def finished(
         canvas: tf.Tensor, on_side: tf.Tensor, row: tf.Tensor, seed: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         example = recipe.make_example(read, partners, config, row, seed, canvas, on_side)
+        example = augment.drop_outer_keypoints(example, tf.shape(example["image"])[:2])
         return _pad(example, config, row, canvas, seed)
 
     parallel = config.num_workers or tf.data.AUTOTUNE
@@ -206,29 +217,29 @@ _PLAN_TYPES = (np.int32, np.bool_, np.int64, np.int32)
 _OBJECTS = {"boxes": np.float32, "frames": np.float32, "masks": np.uint8, "classes": np.int32}
 
 
-def _read(records: Records, config: ConfigDict, row: tf.Tensor) -> augment.Example:
+def _read(
+    records: Records, config: ConfigDict, row: tf.Tensor, keypoint_order: tuple[int, ...]
+) -> augment.Example:
     """Reads one record, without its crowds, and decodes the picture."""
+    types = _OBJECTS | ({"keypoints": np.float32} if keypoint_order else {})
 
     def read(row: np.ndarray) -> tuple:
         record = records[int(row)]
-        return record["image"], *_objects_of(record)
+        keep = ~record["crowd"]
+        objects = (np.ascontiguousarray(record[k][keep], dtype=t) for k, t in types.items())
+        return record["image"], *objects
 
-    content, *objects = tf.numpy_function(read, [row], [tf.string, *_OBJECTS.values()])
-    image = tf.ensure_shape(decode_image(content), [None, None, 3])
-    return {"image": image} | _with_shapes(objects, config.mask_side)
-
-
-def _objects_of(record: dict[str, Any]) -> list[np.ndarray]:
-    keep = ~record["crowd"]
-    return [np.ascontiguousarray(record[k][keep], dtype=t) for k, t in _OBJECTS.items()]
-
-
-def _with_shapes(objects: list[tf.Tensor], side: int) -> augment.Example:
+    content, *objects = tf.numpy_function(read, [row], [tf.string, *types.values()])
+    side = config.mask_side
     shapes = {"boxes": [4], "frames": [4], "masks": [side, side // 8], "classes": []}
-    return {
+    shapes["keypoints"] = [len(keypoint_order), 3]
+    example = {
         key: tf.ensure_shape(value, [None, *shapes[key]])
-        for key, value in zip(_OBJECTS, objects, strict=True)
+        for key, value in zip(types, objects, strict=True)
     }
+    if keypoint_order:
+        example["keypoint_order"] = tf.constant(keypoint_order, tf.int32)
+    return example | {"image": tf.ensure_shape(decode_image(content), [None, None, 3])}
 
 
 def _transformed(
@@ -259,6 +270,7 @@ def _pad(
         padded = tf.pad(x, [[0, config.max_instances - n], *[[0, 0]] * (x.shape.rank - 1)])
         return tf.ensure_shape(padded, [config.max_instances, *x.shape[1:]])
 
+    none = tf.zeros([n, 0, 3])
     image = example["image"]
     image_hw = tf.shape(image)[:2]
     missing = canvas - image_hw
@@ -272,4 +284,5 @@ def _pad(
         "gt_masks": pad_objects(example["masks"]),
         "num_dropped": num_dropped,
         "index": tf.cast(row, tf.int32),
+        "gt_keypoints": pad_objects(example.get("keypoints", none)),
     }

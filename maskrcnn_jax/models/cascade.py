@@ -42,10 +42,10 @@ class CascadeRCNN(MaskRCNN):
         train: bool,
     ) -> tuple[Float[Array, "B R C1"], Float[Array, "B R 4"]]:
         """Class logits (background last) and deltas of each roi by the head of a stage."""
-        pooled = self._pool(pyramid, rois, self.settings.box_pool_size)
+        pooled = self._pool(pyramid, rois, self.settings.box_pool_size, train)
         # The losses of the stages are added; the features shall follow their mean.
         pooled = _scale_gradient(pooled, 1 / len(self.box_head))
-        logits, deltas = self.box_head[stage](pooled.reshape(-1, *pooled.shape[2:]), train)
+        logits, deltas = self.box_head[stage](pooled, train)
         return logits.reshape(*rois.shape[:2], -1), deltas.reshape(rois.shape)
 
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:
@@ -53,9 +53,9 @@ class CascadeRCNN(MaskRCNN):
         pyramid = self.features(images, image_hw, True)
         rois = jnp.broadcast_to(jnp.array([0.0, 0.0, 16.0, 16.0]), (images.shape[0], 1, 4))
         classes = jnp.zeros(rois.shape[:2], jnp.int32)
-        masks = None if self.mask_head is None else self.masks(pyramid, rois, classes, True)
+        masks = None if self.mask_head is None else self.masks(pyramid, rois, classes, None, True)
         stages = [self.stage(k, pyramid, rois, True) for k in range(len(self.box_head))]
-        return self.propose(pyramid), stages, masks
+        return self.propose(pyramid), stages, masks, self.keypoints(pyramid, rois, True)
 
 
 def build(config: Any, num_classes: int) -> CascadeRCNN:

@@ -4,7 +4,8 @@
     P2..P6 -> objectness [B, N], deltas [B, N, 4] -> top-k, NMS -> proposals [B, K]  (propose)
     P2..P5, rois [B, R] -> ROIAlign 7x7 -> class logits [B, R, C + 1], deltas [B, R, C, 4]
     P2..P5, rois [B, R] -> ROIAlign 14x14 -> mask logits [B, R, 28, 28]
-    training: sampled rois -> five losses; prediction: scores, NMS -> detections -> masks
+    and, on demand, rois -> ROIAlign 14x14 -> heatmaps of J keypoints [B, R, J, 56, 56]
+    training: sampled rois -> losses; prediction: scores, NMS -> detections -> masks
 
 Semantics are Detectron2's (GeneralizedRCNN, RPN, StandardROIHeads). Source: arXiv 1703.06870.
 Two functions with two return types, forward_train and forward_predict, each one static program.
@@ -23,30 +24,34 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from maskrcnn_jax import losses, selection, targets
-from maskrcnn_jax.models.fpn import FPN
+from maskrcnn_jax.models import trunk
+from maskrcnn_jax.models.keypoints import UPSCALE, KeypointHead
 from maskrcnn_jax.models.mask_rules import SIGMOID, SOFTMAX, MaskRule
-from maskrcnn_jax.models.resnet import ResNet
-from maskrcnn_jax.models.roi_heads import BoxHead, MaskHead, MaskMLP
+from maskrcnn_jax.models.roi_heads import MaskHead, MaskMLP
 from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
 from maskrcnn_jax.ops.leading_rows import leading_rows
-from maskrcnn_jax.ops.roi_align import multilevel_roi_align
-from maskrcnn_jax.settings import STRIDES, Settings
+from maskrcnn_jax.ops.roi_align import multilevel_roi_align, multilevel_roi_align_max
+from maskrcnn_jax.ops.roi_pool import multilevel_roi_pool
+from maskrcnn_jax.ops.roi_warp import multilevel_roi_warp
+from maskrcnn_jax.settings import Settings, anchors_per_cell, from_config, mask_size
 from maskrcnn_jax.types import Batch, Detections, Losses, Proposals, Samples
 
 
 class MaskRCNN(nn.Module):
-    """The network: four methods from arrays to arrays, no losses, no sampling."""
+    """The network: methods from arrays to arrays, no losses, no sampling."""
 
     backbone: nn.Module
     fpn: nn.Module
+    shared_head: nn.Module
     rpn_head: nn.Module
     box_head: nn.Module
     mask_head: nn.Module | None  # None: Faster R-CNN
     mask_rule: MaskRule
     pool: Callable  # (P2..P5, rois, size) -> [B, R, size, size, F]
     settings: Settings
+    keypoint_head: nn.Module | None = None  # None: no keypoints
 
     def features(
         self,
@@ -76,8 +81,8 @@ class MaskRCNN(nn.Module):
         self, pyramid: dict[str, Float[Array, "B h w F"]], rois: Float[Array, "B R 4"], train: bool
     ) -> tuple[Float[Array, "B R C1"], Float[Array, "B R C 4"]]:
         """Class logits (background last) and deltas of each roi, class-wise or one for all."""
-        pooled = self._pool(pyramid, rois, self.settings.box_pool_size)
-        logits, deltas = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
+        pooled = self._pool(pyramid, rois, self.settings.box_pool_size, train)
+        logits, deltas = self.box_head(pooled, train)
         batch = rois.shape[:2]
         return logits.reshape(*batch, -1), deltas.reshape(*batch, *deltas.shape[1:])
 
@@ -94,13 +99,23 @@ class MaskRCNN(nn.Module):
 
         count: only so many rois of each image are wanted (see `_wanted_rows`); None: all.
         """
-        pooled = self._pool(pyramid, rois, self.settings.mask_pool_size)
-        rows = (pooled, None if self.mask_rule.joint else classes)
+        pooled = self._pool(pyramid, rois, self.settings.mask_pool_size, train)
+        wanted = None if self.mask_rule.joint else classes
         if count is not None:
             head, own = self.mask_head.unbind()
+            rows = (pooled.reshape(*rois.shape[:2], *pooled.shape[1:]), wanted)
             return leading_rows(partial(_apply_to_rows, head, train), own, rows, count)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
-        logits = self.mask_head(*flat, train)
+        logits = self.mask_head(pooled, None if wanted is None else wanted.reshape(-1), train)
+        return logits.reshape(*rois.shape[:2], *logits.shape[1:])
+
+    def keypoints(
+        self, pyramid: dict[str, Float[Array, "B h w F"]], rois: Float[Array, "B R 4"], train: bool
+    ) -> Float[Array, "B R J T T"]:
+        """Heatmap logits of each roi's keypoints, in the frame of the roi; J may be 0."""
+        if self.keypoint_head is None:
+            return jnp.zeros((*rois.shape[:2], 0, 1, 1))
+        pooled = self._pool(pyramid, rois, self.settings.keypoint_pool_size, train)
+        logits = self.keypoint_head(pooled, train)
         return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
     def __call__(self, images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"]) -> tuple:
@@ -109,34 +124,21 @@ class MaskRCNN(nn.Module):
         rois = jnp.broadcast_to(jnp.array([0.0, 0.0, 16.0, 16.0]), (images.shape[0], 1, 4))
         classes = jnp.zeros(rois.shape[:2], jnp.int32)
         masks = None if self.mask_head is None else self.masks(pyramid, rois, classes, None, True)
-        return self.propose(pyramid), self.boxes(pyramid, rois, True), masks
+        keypoints = self.keypoints(pyramid, rois, True)
+        return self.propose(pyramid), self.boxes(pyramid, rois, True), masks, keypoints
 
-    def _pool(self, pyramid: dict[str, Array], rois: Array, size: int) -> Array:
-        levels = {name: pyramid[name] for name in ("p2", "p3", "p4", "p5")}
-        return self.pool(levels, rois, size)
+    def _pool(self, pyramid: dict[str, Array], rois: Array, size: int, train: bool) -> Array:
+        """[B * R, S, S, F], behind what the heads share."""
+        levels = {name: pyramid[name] for name in self.settings.roi_levels}
+        pooled = self.pool(levels, rois, size)
+        return self.shared_head(pooled.reshape(-1, *pooled.shape[2:]), train)
 
 
 def build(config: Any, num_classes: int) -> MaskRCNN:
     """Builds the model from the config's `model` group; the only place here that reads config."""
     dtype = jnp.dtype(config.dtype)
-    backbone = ResNet(
-        depth=config.depth,
-        width=config.width,
-        groups=config.groups,
-        width_per_group=config.width_per_group,
-        stride_in_1x1=config.stride_in_1x1,
-        pool_padding=config.pool_padding,
-        norm=config.norm,
-        freeze_at=config.freeze_at,
-        dtype=dtype,
-        remat=config.remat,
-    )
-    roi_align = partial(
-        multilevel_roi_align,
-        sampling_ratio=config.roi_sampling_ratio,
-        aligned=config.roi_aligned,
-        level_eps=config.roi_level_eps,
-    )
+    parts = trunk.build(config, dtype)
+    settings = from_config(config, num_classes, **parts.structure)
     head_norm = {"norm": config.head_norm, "dtype": dtype}
     mask_rule = {"sigmoid": SIGMOID, "softmax": SOFTMAX}[config.mask_loss]
     # The background of multinomial masks is one class more.
@@ -147,12 +149,13 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         "none": None,
     }
     return MaskRCNN(
-        backbone=backbone,
-        fpn=FPN(config.fpn_channels, **head_norm),
+        backbone=parts.backbone,
+        fpn=parts.fpn,
+        shared_head=parts.shared_head,
         rpn_head=RPNHead(
-            len(config.anchor_ratios), config.rpn_channels, config.rpn_convs, dtype=dtype
+            anchors_per_cell(settings), config.rpn_channels, config.rpn_convs, dtype=dtype
         ),
-        box_head=BoxHead(
+        box_head=parts.box_head(
             num_classes,
             config.box_fc_dim,
             config.box_fcs,
@@ -163,12 +166,28 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
         ),
         mask_head=mask_heads[config.mask_branch],
         mask_rule=mask_rule,
-        pool={"align": roi_align, "crop": multilevel_crop_resize}[config.roi_pool],
-        settings=Settings(
-            num_classes=num_classes,
-            **{f: config[f] for f in Settings.__dataclass_fields__ if f != "num_classes"},
-        ),
+        pool=_pooling(config),
+        settings=settings,
+        keypoint_head=KeypointHead(
+            config.keypoints, config.keypoint_channels, config.keypoint_convs, **head_norm
+        )
+        if config.keypoints
+        else None,
     )
+
+
+def _pooling(config: Any) -> Callable:
+    """The `pool` of a MaskRCNN, by the config's `model` group."""
+    level_eps, samples = config.roi_level_eps, config.roi_sampling_ratio
+    align = {"sampling_ratio": samples, "aligned": config.roi_aligned, "level_eps": level_eps}
+    return {
+        "align": partial(multilevel_roi_align, **align),
+        "align_max": partial(multilevel_roi_align_max, **align),
+        "crop": multilevel_crop_resize,
+        "pool": partial(multilevel_roi_pool, level_eps=level_eps),
+        "warp": partial(multilevel_roi_warp, reduce=jnp.mean, level_eps=level_eps),
+        "warp_max": partial(multilevel_roi_warp, reduce=jnp.max, level_eps=level_eps),
+    }[config.roi_pool]
 
 
 def train_boxes(
@@ -214,7 +233,7 @@ def forward_train(
     mesh: Mesh | None = None,
     box_branch: Callable = train_boxes,
 ) -> tuple[Losses, dict[str, Array], dict[str, Any]]:
-    """The five losses of a batch, with one key per image for the samplers.
+    """The losses of a batch, with one key per image for the samplers.
 
     mesh: the devices that 'data' is sharded over; the per-image stages then run per device.
     box_branch: another family's, in the form of `train_boxes`.
@@ -236,9 +255,10 @@ def forward_train(
     frozen = jax.lax.stop_gradient((logits, deltas))
     has_masks = model.mask_head is not None
     stage = per_device(lambda *args: _assign(s, has_masks, *args), mesh)
-    (rows, rpn_fg, rpn_valid, rpn_deltas), samples, roi_deltas, mask_goals, num_proposals = stage(
+    rpn, samples, roi_deltas, mask_goals, keypoint_goals, num_proposals = stage(
         *frozen, batch, keys
     )
+    rows, rpn_fg, rpn_valid, rpn_deltas = rpn
     cls, box, notes = box_branch(model, run, pyramid, samples, roi_deltas, batch, mesh)
     mask = jnp.zeros(())
     if has_masks:
@@ -249,6 +269,12 @@ def forward_train(
         count = _wanted_rows(model, fg, mesh)
         mask_logits = run(model.masks, pyramid, samples.rois[:, :num_fg], classes, count)
         mask = model.mask_rule.loss(mask_logits, mask_goals, classes, fg)
+    keypoint = jnp.zeros(())
+    if s.keypoints:
+        logits_of_fg = run(model.keypoints, pyramid, samples.rois[:, : keypoint_goals[0].shape[1]])
+        slots = s.keypoints * s.roi_positive_fraction * samples.fg.size
+        normalizer = None if s.keypoint_loss_by_visible else slots
+        keypoint = losses.keypoint_loss(logits_of_fg, *keypoint_goals, normalizer)
 
     gather = jax.vmap(lambda x, i: x[i])
     rpn_cls, rpn_box = losses.rpn_losses(
@@ -265,6 +291,7 @@ def forward_train(
         cls=s.box_loss_weight * cls,
         box=s.box_loss_weight * box,
         mask=s.mask_loss_weight * mask,
+        keypoint=s.keypoint_loss_weight * keypoint,
     )
     metrics = {
         "instances": batch.gt_valid.sum(),
@@ -311,8 +338,9 @@ def forward_predict(
         count = _wanted_rows(model, valid, mesh)
         logits = model.apply(variables, pyramid, boxes, classes, count, False, method=model.masks)
         masks = model.mask_rule.probabilities(logits, classes)
+    keypoints = model.apply(variables, pyramid, boxes, False, method=model.keypoints)
     boxes = selection.from_convention(s, boxes)
-    return Detections(boxes, scores, classes, valid, masks, num_dropped)
+    return Detections(boxes, scores, classes, valid, masks, num_dropped, keypoints)
 
 
 def per_device(stage: Callable, mesh: Mesh | None) -> Callable:
@@ -361,7 +389,7 @@ def _assign(
         logits, deltas, image, key = args
         rpn_key, roi_key = jax.random.split(key)
         anchor_valid = anchor_ops.in_padded_image(
-            canvas, STRIDES, len(s.anchor_ratios), image.image_hw
+            canvas, s.strides, anchors_per_cell(s), image.image_hw, s.size_divisor
         )
         anchors = selection.anchors_of(s, canvas, image.image_hw)
         rpn = targets.rpn_targets(
@@ -390,18 +418,25 @@ def _assign(
             s.num_classes,
         )
         roi_deltas = targets.box_targets(samples, gt_boxes, s.box_deltas_weights)
-        if not has_masks:
-            return rpn, samples, roi_deltas, None, proposals.valid.sum()
         num_fg = max(1, int(s.roi_batch_per_image * s.roi_positive_fraction))
+        keypoints = targets.keypoint_targets(
+            selection.from_convention(s, samples.rois[:num_fg]),
+            samples.matched_idxs[:num_fg],
+            image.gt_keypoints,
+            UPSCALE * s.keypoint_pool_size,
+        )
+        keypoints = (keypoints[0], keypoints[1] & samples.fg[:num_fg, None])
+        if not has_masks:
+            return rpn, samples, roi_deltas, None, keypoints, proposals.valid.sum()
         masks = targets.mask_targets(
             samples.rois[:num_fg],
             samples.matched_idxs[:num_fg],
             image.gt_masks,
             selection.to_convention(s, image.gt_frames),
-            2 * s.mask_pool_size,
-            crop={"align": targets.cut_aligned, "crop": targets.cut_crop_resized}[s.roi_pool],
+            mask_size(s),
+            crop=targets.cut_crop_resized if s.roi_pool == "crop" else targets.cut_aligned,
         )
-        return rpn, samples, roi_deltas, masks, proposals.valid.sum()
+        return rpn, samples, roi_deltas, masks, keypoints, proposals.valid.sum()
 
     # One image after another bounds the memory of the IoU matrix and of the unpacked bitmaps.
     slim = batch._replace(images=jnp.zeros((logits.shape[0],), jnp.uint8))

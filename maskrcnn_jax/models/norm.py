@@ -36,8 +36,9 @@ class FrozenAffine(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution, norm, optional ReLU. Without a norm the convolution has a bias.
 
-    Padding is symmetric, (kernel - 1) // 2 zeros, as in PyTorch. `norm` is one of `NORMS`;
-    "batch" takes its statistics over the whole global batch, because under jit the array is global.
+    Padding is symmetric, dilation * (kernel - 1) // 2 zeros, as in PyTorch. `norm` is one of
+    `NORMS`; "batch" takes its statistics over the whole global batch, because under jit the array
+    is global.
     init_scale: of a frozen norm that no checkpoint fills.
     """
 
@@ -49,18 +50,22 @@ class ConvNorm(nn.Module):
     relu: bool = True
     init_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
+    dilation: int = 1
     kernel_init: Callable = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W F"], train: bool) -> Float[Array, "B h w f"]:
         """x: [B, H, W, F]. train: take batch statistics from x instead of the running ones."""
-        pad = (self.kernel - 1) // 2
-        conv = partial(nn.Conv, conv_general_dilated=conv_op) if self.groups == 1 else GroupedConv
+        pad = self.dilation * (self.kernel - 1) // 2
+        is_plain = self.groups == self.dilation == 1
+        conv = partial(nn.Conv, conv_general_dilated=conv_op) if is_plain else nn.Conv
+        conv = conv if self.groups == 1 else GroupedConv
         x = conv(
             self.features,
             (self.kernel, self.kernel),
             strides=(self.stride, self.stride),
             padding=((pad, pad), (pad, pad)),
+            kernel_dilation=(self.dilation, self.dilation),
             feature_group_count=self.groups,
             use_bias=self.norm == "none",
             dtype=self.dtype,
@@ -100,6 +105,7 @@ class GroupedConv(nn.Module):
     use_bias: bool
     dtype: DTypeLike
     kernel_init: Callable
+    kernel_dilation: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W F"]) -> Float[Array, "B h w f"]:
@@ -120,6 +126,7 @@ class GroupedConv(nn.Module):
             kernel,
             self.strides,
             self.padding,
+            rhs_dilation=self.kernel_dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.feature_group_count,
         )
@@ -128,13 +135,15 @@ class GroupedConv(nn.Module):
         groups, (sy, sx) = self.feature_group_count, self.strides
         x = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
         b, height, width, channels = x.shape
-        rows = (height - self.kernel_size[0]) // sy + 1
-        cols = (width - self.kernel_size[1]) // sx + 1
+        (ky, kx), (gap_y, gap_x) = self.kernel_size, self.kernel_dilation
+        rows = (height - gap_y * (ky - 1) - 1) // sy + 1
+        cols = (width - gap_x * (kx - 1) - 1) // sx + 1
         x = x.reshape(b, height, width, groups, channels // groups)
         kernel = kernel.reshape(*kernel.shape[:3], groups, self.features // groups)
         out = jnp.zeros((b, rows, cols, groups, self.features // groups), self.dtype)
-        for dy in range(self.kernel_size[0]):
-            for dx in range(self.kernel_size[1]):
-                tap = x[:, dy : dy + rows * sy : sy, dx : dx + cols * sx : sx]
+        for dy in range(ky):
+            for dx in range(kx):
+                top, left = dy * gap_y, dx * gap_x
+                tap = x[:, top : top + rows * sy : sy, left : left + cols * sx : sx]
                 out += jnp.einsum("bhwgi,igo->bhwgo", tap[:, :rows, :cols], kernel[dy, dx])
         return out.reshape(b, rows, cols, self.features)

@@ -17,10 +17,11 @@ STAGES = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut (ResNet-18 and -34)."""
+    """Two 3x3 convolutions, the first dilated, and the shortcut (ResNet-18 and -34)."""
 
     features: int
     stride: int
+    dilation: int
     norm: str
     residual_scale: float
     dtype: DTypeLike
@@ -29,7 +30,9 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Float[Array, "B H W F"], train: bool) -> Float[Array, "B h w f"]:
         """x: [B, H, W, F]; returns [B, H / stride, W / stride, features]."""
         common = {"norm": self.norm, "dtype": self.dtype}
-        y = ConvNorm(self.features, 3, self.stride, name="conv1", **common)(x, train)
+        y = ConvNorm(self.features, 3, self.stride, dilation=self.dilation, name="conv1", **common)(
+            x, train
+        )
         y = ConvNorm(
             self.features, 3, relu=False, init_scale=self.residual_scale, name="conv2", **common
         )(y, train)
@@ -47,6 +50,7 @@ class Bottleneck(nn.Module):
     features: int
     inner: int
     stride: int
+    dilation: int
     groups: int
     stride_in_1x1: bool
     norm: str
@@ -59,7 +63,9 @@ class Bottleneck(nn.Module):
         common = {"norm": self.norm, "dtype": self.dtype}
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = ConvNorm(self.inner, 1, first, name="conv1", **common)(x, train)
-        y = ConvNorm(self.inner, 3, second, self.groups, name="conv2", **common)(y, train)
+        y = ConvNorm(
+            self.inner, 3, second, self.groups, dilation=self.dilation, name="conv2", **common
+        )(y, train)
         y = ConvNorm(
             self.features, 1, relu=False, init_scale=self.residual_scale, name="conv3", **common
         )(y, train)
@@ -79,6 +85,8 @@ class ResNet(nn.Module):
     stem's max-pool, "symmetric", or "same" as TensorFlow's. freeze_at: in training, too, BatchNorm
     uses its running statistics in the stem (from 1 on), res2 (from 2 on), ..., as in Detectron2;
     the parameters are frozen by the optimizer. remat: recompute the blocks in the backward pass.
+    last_stage: 4 ends with C4. res5_dilation: 2 leaves C5 at stride 16, with the 3x3 convolutions
+    of all its blocks dilated, as Detectron2's RES5_DILATION.
     """
 
     depth: int = 50
@@ -91,6 +99,8 @@ class ResNet(nn.Module):
     freeze_at: int = 0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    last_stage: int = 5
+    res5_dilation: int = 1
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> dict[str, Array]:
@@ -101,23 +111,28 @@ class ResNet(nn.Module):
         padding = {"symmetric": ((1, 1), (1, 1)), "same": "SAME"}[self.pool_padding]
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         out = {}
-        for stage, num_blocks in enumerate(STAGES[self.depth]):
-            level = f"res{stage + 2}"
-            trains = train and self.freeze_at < stage + 2
-            for index in range(num_blocks):
-                stride = 2 if stage > 0 and index == 0 else 1
-                x = self._block(stage, stride, f"{level}_block{index}")(x, trains)
-            out[f"c{stage + 2}"] = x
+        for stage in range(self.last_stage - 1):
+            x = out[f"c{stage + 2}"] = self._stage(stage, x, train)
         return out
 
-    def _block(self, stage: int, stride: int, name: str) -> nn.Module:
+    def _stage(self, stage: int, x: Array, train: bool) -> Array:
+        """The blocks of res<stage + 2>."""
+        level = f"res{stage + 2}"
+        dilation = self.res5_dilation if stage == 3 else 1
+        trains = train and self.freeze_at < stage + 2
+        for index in range(STAGES[self.depth][stage]):
+            stride = 2 if stage > 0 and index == 0 and dilation == 1 else 1
+            x = self._block(stage, stride, dilation, f"{level}_block{index}")(x, trains)
+        return x
+
+    def _block(self, stage: int, stride: int, dilation: int, name: str) -> nn.Module:
         basic = self.depth < 50
         block = BasicBlock if basic else Bottleneck
         if self.remat:
             block = nn.remat(block, static_argnums=(2,))
         # Random weights behind frozen norms: the residuals together keep the stem's variance.
         residual_scale = sum(STAGES[self.depth]) ** -0.5
-        common = {"norm": self.norm, "dtype": self.dtype, "name": name}
+        common = {"norm": self.norm, "dtype": self.dtype, "name": name, "dilation": dilation}
         common["residual_scale"] = residual_scale
         features = self.width * 2**stage
         if basic:

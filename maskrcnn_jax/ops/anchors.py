@@ -1,6 +1,7 @@
 """Anchors: the boxes at every cell of the pyramid that the RPN's deltas start from.
 
-Flat order everywhere: level, row, column, anchor; the anchors of a cell by aspect ratio.
+Flat order everywhere: level, row, column, anchor; the anchors of a cell by size, then by aspect
+ratio.
 Source: arXiv 1506.01497 section 3.1.1, 1612.03144 section 4.1; Detectron2
 `DefaultAnchorGenerator`.
 """
@@ -29,7 +30,7 @@ def cell_anchors(
 def grid_anchors(
     canvas_hw: tuple[int, int],
     strides: Sequence[int],
-    sizes: Sequence[float | int],
+    sizes: Sequence[float | int | Sequence[float | int]],
     ratios: Sequence[float | int],
     offset: float = 0.0,
     rounded: bool = False,
@@ -37,8 +38,8 @@ def grid_anchors(
 ) -> list[Float[np.ndarray, "_ 4"] | Float[Array, "_ 4"]]:
     """All anchors of a canvas (height, width), one array [h * w * A, 4] per level, in pixels.
 
-    sizes: one anchor size per stride. offset: of the first centre from the corner, in strides.
-    The grid of a level has ceil(canvas / stride) cells.
+    sizes: the anchor size of each stride, or all of its sizes. offset: of the first centre from the
+    corner, in strides. The grid of a level has ceil(canvas / stride) cells.
     rounded: see `cell_anchors`. fitted_hw: the part of the canvas (it may be traced) that cells
     are fitted to, as torchvision's: they stand fitted // grid pixels apart, by axis; where this is
     no multiple of a stride, it is less than the stride.
@@ -54,7 +55,9 @@ def grid_anchors(
         )
         y, x = xp.meshgrid(y, x, indexing="ij")
         centers = xp.stack([x, y, x, y], -1)[:, :, None]
-        levels.append((centers + cell_anchors(size, ratios, rounded)).reshape(-1, 4))
+        several = size if isinstance(size, Sequence) else (size,)
+        cells = np.concatenate([cell_anchors(side, ratios, rounded) for side in several])
+        levels.append((centers + cells).reshape(-1, 4))
     return levels
 
 
@@ -68,20 +71,21 @@ def padded(
 def in_padded_image(
     canvas_hw: tuple[int, int],
     strides: Sequence[int],
-    num_ratios: int,
+    num_anchors: int,
     image_hw: Int[Array, "2"],
     divisor: int = 32,
 ) -> Bool[Array, "N"]:
     """Which anchors exist if the image is padded only to a multiple of `divisor`, as by the peers.
 
-    A canvas may be larger; its other anchors must not compete. image_hw may be traced.
+    A canvas may be larger; its other anchors must not compete. num_anchors: of a cell. image_hw may
+    be traced.
     """
     levels = []
     for stride in strides:
         h, w = _grid(canvas_hw, stride)
         rows, cols = -(-padded(image_hw, divisor) // stride)
         inside = (jnp.arange(h)[:, None] < rows) & (jnp.arange(w) < cols)
-        levels.append(jnp.repeat(inside.reshape(-1), num_ratios))
+        levels.append(jnp.repeat(inside.reshape(-1), num_anchors))
     return jnp.concatenate(levels)
 
 

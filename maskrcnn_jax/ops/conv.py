@@ -58,6 +58,8 @@ def _backward(strides: Pair, padding: tuple, saved: tuple, g: Array) -> tuple[Ar
         return jax.vjp(forward, x, kernel)[1](g)
 
     def canonical(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        # Else the layers before are computed once more inside the transposition of x.
+        x, g = _in_memory((x, g))
         return (
             _input_gradient(kernel, g, x.shape, strides, padding),
             _kernel_gradient(x, g, kernel.shape, strides, padding),

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops.pooling import Rule, pool_levels, pool_separably
+from maskrcnn_jax.ops.sampling import point_taps, point_weights
 
 
 def crop_and_resize(
@@ -30,7 +31,10 @@ def grid_weights(
 ) -> tuple[Float[Array, "R {size} h"], Float[Array, "R {size} w"]]:
     """Weights of the rows and of the columns of a map in each sample of each normalised box."""
     (h, w), (x0, y0, x1, y1) = grid_hw, boxes.T
-    return _axis_weights(y0, y1, h, size), _axis_weights(x0, x1, w, size)
+    return (
+        point_weights(_positions(y0, y1, h, size), h),
+        point_weights(_positions(x0, x1, w, size), w),
+    )
 
 
 def multilevel_crop_resize(
@@ -60,7 +64,8 @@ def pool_normalised(
         boxes: Array, levels: Array, h: Array, w: Array, num: int
     ) -> tuple[Array, Array, Array, Array]:
         x0, y0, x1, y1 = boxes.T
-        return (*_axis_taps(y0, y1, h, size), *_axis_taps(x0, x1, w, size))
+        rows, columns = _positions(y0, y1, h, size), _positions(x0, x1, w, size)
+        return (*point_taps(rows, h), *point_taps(columns, w))
 
     rule = Rule(weigh, taps, (2,))
     return pool_levels(features, boxes, assign_levels(boxes, canvas_hw), size, rule)
@@ -77,29 +82,6 @@ def assign_levels(boxes: Float[Array, "*n 4"], canvas_hw: tuple[int, int]) -> In
         # Rounding reaches a level half a step below it; comparisons, as no log2 is exact.
         level += root >= 2.0 ** (upper - 4.5)
     return level
-
-
-def _axis_weights(
-    low: Float[Array, "R"], high: Float[Array, "R"], length: int, size: int
-) -> Float[Array, "R {size} {length}"]:
-    position = _positions(low, high, length, size)
-    inside = (position >= 0) & (position <= length - 1)
-    distance = jnp.abs(position[..., None] - jnp.arange(length, dtype=jnp.float32))
-    return jnp.where(inside[..., None], jnp.maximum(1.0 - distance, 0.0), 0.0)
-
-
-def _axis_taps(
-    low: Float[Array, "R"], high: Float[Array, "R"], length: Int[Array, "R"], size: int
-) -> tuple[Int[Array, "R {size} 2"], Float[Array, "R {size} 2"]]:
-    """The two lines around each sample, and their weights."""
-    last = (length - 1).astype(jnp.float32)
-    position = _positions(low, high, length, size)
-    inside = (position >= 0) & (position <= last[:, None])
-    before = jnp.clip(jnp.floor(position), 0.0, last[:, None])
-    share = position - before
-    lines = jnp.stack([before, jnp.minimum(before + 1, last[:, None])], -1)
-    weights = jnp.where(inside[..., None], jnp.stack([1 - share, share], -1), 0.0)
-    return lines.astype(jnp.int32), weights
 
 
 def _positions(

@@ -8,7 +8,7 @@ a roi touches are gathered, and in the backward pass scattered one after another
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ _CHUNK_BYTES = 64 * 2**20
 # processor's cache.
 _POOLED_BYTES = 4 * 2**20
 _GATHERED_BYTES = 6 * 2**20
+# Of the samples of a chunk of rois that are reduced to less.
+_SAMPLES_BYTES = 64 * 2**20
 # Cells along an axis up to which a sum of gathers is compiled: it has the square of it as terms.
 _MOST_SUMMED = 6
 
@@ -157,7 +159,7 @@ def _pool_gathered(
     roi_bytes = 4 * next(iter(grids.values())).shape[-1] * output_size**2
     num_chunks = max(1, -(-batch * num_rois // max(1, _POOLED_BYTES // roi_bytes)))
     chunk = max(1, -(-batch * num_rois // num_chunks))
-    lowest, depth = min(grids), next(iter(grids.values())).shape[-1]
+    lowest = min(grids)
     image = jnp.repeat(jnp.arange(batch), num_rois)
     boxes, box_levels = rois.reshape(-1, 4), levels.reshape(-1)
     needed, order = jnp.zeros(box_levels.shape, jnp.int32), None
@@ -165,10 +167,7 @@ def _pool_gathered(
         needed = rule.needed(boxes, box_levels)
         order = jnp.argsort(needed)
         image, boxes, box_levels, needed = (x[order] for x in (image, boxes, box_levels, needed))
-    cells = jnp.concatenate([grid.reshape(-1, depth) for grid in grids.values()])
-    sizes = jnp.array([grid.shape[1:3] for grid in grids.values()])
-    ends = jnp.cumsum(batch * sizes[:, 0] * sizes[:, 1])
-    starts = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
+    cells, sizes, starts = flatten_levels(grids)
 
     def gather(num_taps: int, part: tuple) -> Array:
         image, boxes, box_levels, _ = part
@@ -239,6 +238,52 @@ def pool_separably(
     dtype = features.dtype
     rows = jnp.einsum("bryh,bhwf->brywf", along_y.astype(dtype), features, **exact)
     return jnp.einsum("brywf,brxw->bryxf", rows.astype(dtype), along_x.astype(dtype), **exact)
+
+
+def flatten_levels(
+    features: dict[Any, Float[Array, "B _h _w F"]],
+) -> tuple[Float[Array, "N F"], Int[Array, "L 2"], Int[Array, "L"]]:
+    """All cells of all maps in one list, the (height, width) and the first row of each level."""
+    grids = list(features.values())
+    cells = jnp.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in grids])
+    sizes = jnp.array([grid.shape[1:3] for grid in grids])
+    ends = jnp.cumsum(grids[0].shape[0] * sizes[:, 0] * sizes[:, 1])
+    return cells, sizes, jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
+
+
+def reduce_samples(
+    pool: Callable[[Array], Array],
+    rois: Float[Array, "B R 4"],
+    size: int,
+    ratio: int,
+    depth: int,
+    reduce: Callable[..., Array],
+) -> Float[Array, "B R {size} {size} {depth}"]:
+    """Pools rois to `ratio` times `size`, and reduces each ratio x ratio cells to one.
+
+    pool: rois [B, r, 4] -> [B, r, ratio * size, ratio * size, depth]. reduce: jnp.max, jnp.mean.
+    Rois go in chunks, recomputed in the backward pass, which bound the memory.
+    """
+    batch, num_rois = rois.shape[:2]
+    most = max(1, _SAMPLES_BYTES // (4 * depth * batch * (ratio * size) ** 2))
+    num_chunks = max(1, -(-num_rois // most))
+    chunk = max(1, -(-num_rois // num_chunks))
+    rois = jnp.pad(rois, [(0, 0), (0, chunk * num_chunks - num_rois), (0, 0)])
+
+    def one_chunk(carry: None, rois: Array) -> tuple[None, Array]:
+        samples = pool(rois).reshape(batch, chunk, size, ratio, size, ratio, depth)
+        return carry, reduce(samples, axis=(3, 5))
+
+    body = jax.checkpoint(one_chunk, prevent_cse=False)
+    _, pooled = jax.lax.scan(body, None, _split(rois, num_chunks))
+    pooled = jnp.moveaxis(pooled, 0, 1).reshape(batch, -1, size, size, depth)
+    return pooled[:, :num_rois]
+
+
+def round_half_away(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """To whole numbers, halves away from 0, as C's `round`; the gradient is 0."""
+    whole = jnp.trunc(x)
+    return jax.lax.stop_gradient(whole + jnp.sign(x) * (jnp.abs(x - whole) >= 0.5))
 
 
 def _chunks(features: dict[str, Array], num_rois: int, size: int) -> tuple[int, int]:

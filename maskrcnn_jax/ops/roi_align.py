@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.ops import boxes as box_ops
-from maskrcnn_jax.ops.pooling import Rule, pool_levels, pool_separably
+from maskrcnn_jax.ops.pooling import Rule, pool_levels, pool_separably, reduce_samples
 from maskrcnn_jax.ops.sampling import axis_taps, axis_weights, taps_needed
 
 # Cells along an axis that programs with adaptive samples are compiled for: bins of up to 2, 4, 6
@@ -111,6 +111,28 @@ def multilevel_roi_align(
     else:
         rule = Rule(weigh, taps, _ADAPTIVE_TAPS, needed)
     return pool_levels(features, rois, levels, output_size, rule)
+
+
+def multilevel_roi_align_max(
+    features: dict[str, Float[Array, "B _h _w F"]],
+    rois: Float[Array, "B R 4"],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool = True,
+    level_eps: float = 0.0,
+) -> Float[Array, "B R {output_size} {output_size} F"]:
+    """`multilevel_roi_align` with the largest sample of a bin instead of their mean.
+
+    sampling_ratio: greater than 0. Source: arXiv 1703.06870, table 2c.
+    """
+
+    def pool(rois: Array) -> Array:
+        return multilevel_roi_align(
+            features, rois, sampling_ratio * output_size, 1, aligned, level_eps
+        )
+
+    depth = next(iter(features.values())).shape[-1]
+    return reduce_samples(pool, rois, output_size, sampling_ratio, depth, jnp.max)
 
 
 def _in_cells(boxes: Array, spatial_scale: float | Array, aligned: bool) -> tuple[Array, Array]:

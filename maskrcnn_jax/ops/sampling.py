@@ -76,6 +76,36 @@ def taps_needed(extent: Float[Array, "R"], size: int) -> Int[Array, "R"]:
     return (jnp.floor(extent / size * (1.0 - 1.0 / num)) + 3.0).astype(jnp.int32)
 
 
+def point_weights(
+    position: Float[Array, "R S"], length: int, margin: float = 0.0
+) -> Float[Array, "R S {length}"]:
+    """Weights of the grid lines of an axis in single samples at positions in cells.
+
+    margin: as of `axis_weights`.
+    """
+    inside = (position >= -margin) & (position <= length - 1 + margin)
+    line = jnp.arange(length, dtype=jnp.float32)
+    distance = jnp.abs(jnp.clip(position, 0.0, length - 1.0)[..., None] - line)
+    return jnp.where(inside[..., None], jnp.maximum(1.0 - distance, 0.0), 0.0)
+
+
+def point_taps(
+    position: Float[Array, "R S"], length: Int[Array, "R"], margin: float = 0.0
+) -> tuple[Int[Array, "R S 2"], Float[Array, "R S 2"]]:
+    """The two lines around each sample, and their weights: `point_weights` without its zeros.
+
+    length: of the axis, for each roi its own.
+    """
+    last = (length - 1).astype(jnp.float32)[:, None]
+    inside = (position >= -margin) & (position <= last + margin)
+    position = jnp.clip(position, 0.0, last)
+    before = jnp.floor(position)
+    share = position - before
+    lines = jnp.stack([before, jnp.minimum(before + 1, last)], -1)
+    weights = jnp.where(inside[..., None], jnp.stack([1 - share, share], -1), 0.0)
+    return lines.astype(jnp.int32), weights
+
+
 class _Bins:
     """The samples in the bins of rois along an axis; arrays are [R, size, 1].
 

@@ -1,8 +1,10 @@
-"""Detectron2: Mask R-CNN with FPN as its model zoo has it, and the backbones its recipes take.
+"""Detectron2: Mask R-CNN as its model zoo has it, and the backbones its recipes take.
 
-Variants: "model" (a whole detector, .pkl or .pth), "backbone" (ResNets under Detectron2's names,
-converted from torchvision), "caffe2" (MSRA's R-50, R-101 and X-101-32x8d, whose norms come folded
-into a scale and a bias). Classes, boxes and anchors are as ours; only layouts differ.
+Variants: "model" (a whole detector with FPN, .pkl or .pth), "c4" (res5 in the heads), "dc5" (any
+other without FPN: tensors do not tell whether they are dilated), "backbone" (ResNets under
+Detectron2's names, converted from torchvision), "caffe2" (MSRA's R-50, R-101 and X-101-32x8d, whose
+norms come folded into a scale and a bias). Classes, boxes and anchors are as ours; only layouts
+differ.
 """
 
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ NAME = "detectron2"
 
 _LAYERS = {"conv1": "2a", "conv2": "2b", "conv3": "2c", "shortcut": "1"}
 _HEADS = "roi_heads."
+_PERSON_KEYPOINTS = 17  # COCO's; the models that have them know persons alone
 _CLASSES = ("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.cls_score.bias")
 
 
@@ -32,9 +35,11 @@ def describe(tensors: Mapping[str, np.ndarray]) -> Spec:
     preset = "resnet_rgb" if variant == "backbone" else "detectron2"
     if model.get("groups", 1) > 1 and variant != "backbone":
         preset = "detectron2_x101"
-    if variant != "model":
+    if variant in ("backbone", "caffe2"):
         statistics = frozenset(n for n in tensors if n.endswith(("_bn_rm", "_bn_riv")))
         return Spec(NAME, preset, None, model=model, variant=variant, optional=statistics)
+    if variant != "model":
+        preset = f"detectron2_{variant}"
     num_classes = resnets.num_classes(tensors, _CLASSES)
     model |= resnets.sizes(
         tensors,
@@ -42,19 +47,22 @@ def describe(tensors: Mapping[str, np.ndarray]) -> Spec:
             "fpn_channels": ("backbone.fpn_lateral2.weight", 0),
             "rpn_channels": ("proposal_generator.rpn_head.conv.weight", 0),
             "box_fc_dim": ("roi_heads.box_head.fc1.weight", 0),
-            "mask_channels": ("roi_heads.mask_head.mask_fcn1.weight", 0),
+            "mask_channels": ("roi_heads.mask_head.deconv.weight", 1),
         },
     )
     model["box_fcs"] = resnets.count(tensors, "roi_heads.box_head.fc{}.weight".format, 1)
     model["mask_convs"] = resnets.count(tensors, "roi_heads.mask_head.mask_fcn{}.weight".format, 1)
-    model |= _normalisation(tensors)
+    model |= _normalisation(tensors) | _keypoints(tensors)
     coco = num_classes == len(coco_names.NAMES)
+    classes = (coco_names.NAMES, coco_names.CATEGORY_IDS) if coco else (None, None)
+    if num_classes == 1 and model.get("keypoints") == _PERSON_KEYPOINTS:
+        classes = (coco_names.NAMES[:1], coco_names.CATEGORY_IDS[:1])
     return Spec(
         NAME,
         preset,
         num_classes,
-        class_names=coco_names.NAMES if coco else None,
-        category_ids=coco_names.CATEGORY_IDS if coco else None,
+        class_names=classes[0],
+        category_ids=classes[1],
         model=model,
         variant=variant,
     )
@@ -72,19 +80,27 @@ def rules(spec: Spec) -> list[Rule]:
         names = layout.bn_names(conv(unit).removesuffix(".weight") + ".norm")
         return [layout.frozen_norm(names, path, layout.BN_EPS)]
 
-    backbone = resnets.rules(depth, conv, norm)
-    return backbone if spec.variant == "backbone" else backbone + _detector(spec.model)
+    if spec.variant == "backbone":
+        return resnets.rules(depth, conv, norm)
+    if spec.variant == "c4":
+        return resnets.rules(depth, conv, norm, res5="shared_head") + _detector(spec.model)
+    pyramid = _fpn() if spec.variant == "model" else []
+    return resnets.rules(depth, conv, norm) + pyramid + _detector(spec.model)
 
 
-def _detector(model: Mapping[str, Any]) -> list[Rule]:
+def _fpn() -> list[Rule]:
     found = []
     for level in (2, 3, 4, 5):
         for kind in ("lateral", "output"):
             found += layout.conv_bias(
                 f"backbone.fpn_{kind}{level}", f"params/fpn/{kind}{level}/conv"
             )
+    return found
+
+
+def _detector(model: Mapping[str, Any]) -> list[Rule]:
     rpn = "proposal_generator.rpn_head"
-    found += layout.conv_bias(f"{rpn}.conv", "params/rpn_head/conv1/conv")
+    found = layout.conv_bias(f"{rpn}.conv", "params/rpn_head/conv1/conv")
     found += layout.conv_bias(f"{rpn}.objectness_logits", "params/rpn_head/objectness")
     found += layout.conv_bias(f"{rpn}.anchor_deltas", "params/rpn_head/deltas")
     for i in range(1, model["box_fcs"] + 1):
@@ -92,6 +108,13 @@ def _detector(model: Mapping[str, Any]) -> list[Rule]:
         found += make(f"{_HEADS}box_head.fc{i}", f"params/box_head/fc{i}")
     for name in ("cls_score", "bbox_pred"):
         found += layout.dense(f"{_HEADS}box_predictor.{name}", f"params/box_head/{name}")
+    if model.get("keypoints"):
+        head = f"{_HEADS}keypoint_head"
+        for i in range(1, model["keypoint_convs"] + 1):
+            found += layout.conv_bias(f"{head}.conv_fcn{i}", f"params/keypoint_head/conv{i}/conv")
+        found += layout.deconv(f"{head}.score_lowres", "params/keypoint_head/deconv")
+    if model.get("mask_branch") == "none":
+        return found
     for i in range(1, model["mask_convs"] + 1):
         found += layout.conv_bias(
             f"{_HEADS}mask_head.mask_fcn{i}", f"params/mask_head/conv{i}/conv"
@@ -100,8 +123,30 @@ def _detector(model: Mapping[str, Any]) -> list[Rule]:
     return found + layout.predictor(f"{_HEADS}mask_head.predictor", "params/mask_head")
 
 
+def _keypoints(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The keypoint head, and that its models in the zoo have no masks."""
+    head = f"{_HEADS}keypoint_head"
+    scores = f"{head}.score_lowres.weight"
+    if scores not in tensors or tensors[scores].ndim < 2:
+        return {}
+    channels, keypoints = tensors[scores].shape[:2]
+    has_masks = any(name.startswith(f"{_HEADS}mask_head.") for name in tensors)
+    return {
+        "keypoints": keypoints,
+        "keypoint_channels": channels,
+        "keypoint_convs": resnets.count(tensors, f"{head}.conv_fcn{{}}.weight".format, 1),
+        "mask_branch": "fcn" if has_masks else "none",
+    }
+
+
 def _variant(tensors: Mapping[str, np.ndarray]) -> str:
-    if any(n.startswith(("backbone.bottom_up.", "proposal_generator.rpn_head.")) for n in tensors):
+    if any(n.startswith("roi_heads.res5.") for n in tensors):
+        return "c4"
+    if any(n.startswith(("backbone.bottom_up.", "backbone.fpn_")) for n in tensors):
+        return "model"
+    if any(n.startswith(("backbone.stem.", "backbone.res")) for n in tensors):
+        return "dc5"
+    if any(n.startswith("proposal_generator.rpn_head.") for n in tensors):
         return "model"
     if any(n.startswith(("res2.0.", "res3.0.")) for n in tensors):
         return "backbone"
@@ -109,11 +154,14 @@ def _variant(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _conv_name(variant: str) -> Any:
-    prefix = "backbone.bottom_up." if variant == "model" else ""
+    prefix = {"model": "backbone.bottom_up.", "c4": "backbone.", "dc5": "backbone."}.get(
+        variant, ""
+    )
 
     def ours(unit: resnets.Unit) -> str:
         block = "stem" if unit.stage == 1 else f"res{unit.stage}.{unit.block}"
-        return f"{prefix}{block}.{unit.layer}.weight"
+        room = _HEADS if (variant, unit.stage) == ("c4", 5) else prefix
+        return f"{room}{block}.{unit.layer}.weight"
 
     return (lambda unit: f"{_caffe2_name(unit)}_w") if variant == "caffe2" else ours
 

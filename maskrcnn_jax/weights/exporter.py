@@ -14,6 +14,8 @@ from maskrcnn_jax.weights.presets import PRESETS, TRAINING_FIELDS
 
 # What the models of all these families have in common, and what the rules of their tensors expect.
 COMMON = {
+    "backbone": "resnet",
+    "keypoints": 0,
     "class_agnostic_boxes": False,
     "cascade_ious": (),
     "mask_branch": "fcn",
@@ -71,13 +73,24 @@ def spec_for(family: str, model: Mapping[str, Any], classes: Mapping[str, Any]) 
     does not have.
     """
     variants = {
-        "detectron2": [("model", "detectron2", {"rpn_convs": 1, "box_convs": 0})],
+        "detectron2": [
+            (variant, preset, {"neck": neck, "rpn_convs": 1, "box_convs": 0})
+            for variant, preset, neck in (
+                ("model", "detectron2", "fpn"),
+                ("c4", "detectron2_c4", "c4"),
+                ("dc5", "detectron2_dc5", "dc5"),
+            )
+        ],
         "torchvision": [
-            ("v1_trained", "torchvision_v1", {"box_convs": 0, "box_fcs": 2}),
-            ("v2", "torchvision_v2", {"box_fcs": 1}),
+            ("v1_trained", "torchvision_v1", {"neck": "fpn", "box_convs": 0, "box_fcs": 2}),
+            ("v2", "torchvision_v2", {"neck": "fpn", "box_fcs": 1}),
         ],
         "matterport": [
-            ("model", "matterport", {"depth": depth, "rpn_convs": 1, "box_convs": 0, "box_fcs": 2})
+            (
+                "model",
+                "matterport",
+                {"neck": "fpn", "depth": depth, "rpn_convs": 1, "box_convs": 0, "box_fcs": 2},
+            )
             for depth in (50, 101)
         ],
     }
@@ -142,7 +155,7 @@ def _backward(
 
 
 def _fold_batch_norms(flat: dict[str, Any]) -> dict[str, Any]:
-    """Batch norms become frozen ones in the backbone, and biases of convolutions elsewhere."""
+    """Batch norms become frozen ones in the ResNet, and biases of convolutions elsewhere."""
     flat = {path: np.asarray(x) for path, x in flat.items()}
     for mean_path in [path for path in flat if path.endswith("/norm/mean")]:
         prefix = mean_path.removeprefix("batch_stats/").removesuffix("/norm/mean")
@@ -152,7 +165,7 @@ def _fold_batch_norms(flat: dict[str, Any]) -> dict[str, Any]:
         )
         scale = float64(flat.pop(f"params/{prefix}/norm/scale")) / np.sqrt(var + BN_EPS)
         bias = float64(flat.pop(f"params/{prefix}/norm/bias")) - mean * scale
-        if prefix.startswith("backbone/"):
+        if prefix.startswith(("backbone/", "shared_head/")):
             flat[f"batch_stats/{prefix}/norm/scale"] = float32(scale)
             flat[f"batch_stats/{prefix}/norm/bias"] = float32(bias)
         else:

@@ -17,6 +17,8 @@ _RGB = {
 
 # Detectron2's configs/Base-RCNN-FPN.yaml with masks: COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.
 _DETECTRON2 = {
+    "backbone": "resnet",
+    "neck": "fpn",
     "depth": 50,
     "width": 64,
     "groups": 1,
@@ -79,6 +81,12 @@ _DETECTRON2 = {
     "mask_fcs": 2,
     "mask_fc_dim": 1024,
     "mask_loss_weight": 1.0,
+    "keypoints": 0,
+    "keypoint_pool_size": 14,
+    "keypoint_channels": 512,
+    "keypoint_convs": 8,
+    "keypoint_loss_weight": 1.0,
+    "keypoint_loss_by_visible": True,
     "class_rule": "all",
     "score_thresh": 0.05,
     "nms_thresh": 0.5,
@@ -97,6 +105,19 @@ _DETECTRON2_X101 = _DETECTRON2 | {
     "stride_in_1x1": False,
     "pixel_std": (57.375, 57.12, 58.395),
 }
+
+# configs/Base-RCNN-C4.yaml and Base-RCNN-DilatedC5.yaml: one level, and RPN.* as in its defaults.
+_ONE_LEVEL = {
+    "rpn_pre_nms_topk_train": 12000,
+    "rpn_pre_nms_topk_test": 6000,
+    "rpn_post_nms_topk_train": 2000,
+}
+_DETECTRON2_DC5 = _DETECTRON2 | _ONE_LEVEL | {"neck": "dc5", "rpn_channels": 2048}
+_DETECTRON2_C4 = (
+    _DETECTRON2
+    | _ONE_LEVEL
+    | {"neck": "c4", "rpn_channels": 1024, "box_pool_size": 14, "box_fcs": 0, "mask_convs": 0}
+)
 
 _TORCHVISION_V1 = (
     _DETECTRON2
@@ -162,6 +183,8 @@ _MATTERPORT_TEST = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "detectron2": {"model": _DETECTRON2, **_DETECTRON2_TEST},
     "detectron2_x101": {"model": _DETECTRON2_X101, **_DETECTRON2_TEST},
+    "detectron2_c4": {"model": _DETECTRON2_C4, **_DETECTRON2_TEST},
+    "detectron2_dc5": {"model": _DETECTRON2_DC5, **_DETECTRON2_TEST},
     "torchvision_v1": {"model": _TORCHVISION_V1, **_TORCHVISION_TEST},
     "torchvision_v2": {"model": _TORCHVISION_V2, **_TORCHVISION_TEST},
     # Detectron2's recipes on torchvision's ImageNet ResNets: theirs are the stem's input and the
@@ -174,6 +197,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 # What a bare backbone brings; the rest of the model is the config's.
 BACKBONE_FIELDS = (
+    "backbone",
     "depth",
     "width",
     "groups",
@@ -206,6 +230,12 @@ TRAINING_FIELDS = (
     "box_smooth_l1_beta",
     "box_loss_weight",
     "mask_loss_weight",
+    "keypoints",
+    "keypoint_pool_size",
+    "keypoint_channels",
+    "keypoint_convs",
+    "keypoint_loss_weight",
+    "keypoint_loss_by_visible",
     "class_rule",
     "score_thresh",
     "nms_thresh",

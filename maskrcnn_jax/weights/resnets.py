@@ -45,15 +45,19 @@ def units(depth: int) -> Iterator[Unit]:
 
 
 def rules(
-    depth: int, conv: Callable[[Unit], str], norm: Callable[[Unit, str], list[layout.Rule]]
+    depth: int,
+    conv: Callable[[Unit], str],
+    norm: Callable[[Unit, str], list[layout.Rule]],
+    res5: str = "backbone",
 ) -> list[layout.Rule]:
     """The backbone's rules.
 
     conv: name of a unit's kernel. norm: the rules of a unit's norm, given our path of it.
+    res5: the module that has the last stage.
     """
     found = []
     for unit in units(depth):
-        path = f"backbone/{unit.path}"
+        path = f"{res5 if unit.stage == 5 else 'backbone'}/{unit.path}"
         found.append(layout.conv(conv(unit), f"params/{path}/conv/kernel"))
         found += norm(unit, f"batch_stats/{path}/norm")
     return found

@@ -27,8 +27,23 @@ ZOO = {
     for name, rest in {
         "mask_rcnn_R_50_FPN_1x": "137260431/model_final_a54504.pkl",
         "mask_rcnn_R_50_FPN_3x": "137849600/model_final_f10217.pkl",
+        "mask_rcnn_R_50_C4_1x": "137259246/model_final_9243eb.pkl",
+        "mask_rcnn_R_50_C4_3x": "137849525/model_final_4ce675.pkl",
+        "mask_rcnn_R_101_C4_3x": "138363239/model_final_a2914c.pkl",
+        "mask_rcnn_R_50_DC5_1x": "137260150/model_final_4f86c3.pkl",
+        "mask_rcnn_R_50_DC5_3x": "137849551/model_final_84107b.pkl",
+        "mask_rcnn_R_101_DC5_3x": "138363294/model_final_0464b7.pkl",
         "mask_rcnn_R_101_FPN_3x": "138205316/model_final_a3ec72.pkl",
         "mask_rcnn_X_101_32x8d_FPN_3x": "139653917/model_final_2d9806.pkl",
+    }.items()
+}
+ZOO |= {
+    f"detectron2/{name}": f"{_D2}/COCO-Keypoints/{name}/{rest}"
+    for name, rest in {
+        "keypoint_rcnn_R_50_FPN_1x": "137261548/model_final_04e291.pkl",
+        "keypoint_rcnn_R_50_FPN_3x": "137849621/model_final_a6e10b.pkl",
+        "keypoint_rcnn_R_101_FPN_3x": "138363331/model_final_997cc7.pkl",
+        "keypoint_rcnn_X_101_32x8d_FPN_3x": "139686956/model_final_5ad38f.pkl",
     }.items()
 }
 ZOO |= {
