@@ -1,4 +1,4 @@
-"""Config fields that go together: the paper's trunks with one level of features."""
+"""Config fields that go together: trunks with one level of features, backbones, keypoints."""
 
 # Stride 16, res5 as the heads' shared layers, masks of 14 x 14; the numbers are Detectron2's.
 C4 = {
@@ -24,4 +24,14 @@ X101 = {
     "model.stride_in_1x1": False,
     "model.pixel_std": (57.375, 57.12, 58.395),
     "init.checkpoint": "detectron2/X-101-32x8d",
+}
+
+# The keypoint head of COCO's persons; Detectron2's recipe.
+KEYPOINTS = {
+    "model.keypoints": 17,
+    "model.keypoint_channels": 512,
+    "model.keypoint_convs": 8,
+    "model.box_smooth_l1_beta": 0.5,
+    "model.rpn_post_nms_topk_train": 1500,
+    "data.min_keypoints": 1,
 }

@@ -16,6 +16,11 @@ def check(fields: Fields) -> Iterator[str]:
             f"eval.keypoint_sigmas={sigmas!r} has {len(sigmas)} values; give one for each of the "
             f"model.keypoints={number}, or ()"
         )
+    if number and fields["model.neck"] == "c4":
+        yield (
+            f"model.keypoints={number} with model.neck='c4': the keypoint head wants features that "
+            "res5 has not halved; set model.neck to another"
+        )
     if number and fields["data.albumentations"]:
         yield (
             f"data.albumentations would not move the model.keypoints={number}; leave it empty, or "

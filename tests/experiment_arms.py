@@ -58,7 +58,9 @@ def tiny_setting():
         "model.rpn_channels": {1024: 16},
         "model.rpn_pre_nms_topk_train": {12_000: 40},
         "model.rpn_pre_nms_topk_test": {6000: 40},
-        "model.rpn_post_nms_topk_train": {2000: 20},
+        "model.rpn_post_nms_topk_train": {2000: 20, 1500: 20},
+        "model.keypoint_channels": {512: 16},
+        "model.keypoint_convs": {8: 1},
     }
     return dataclasses.replace(shapes, fields=FIELDS, instead=instead)
 

@@ -21,7 +21,13 @@ from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.predict_folder import predict_folder
 from maskrcnn_jax.train_step import init_state, make_train_step
 
-FASTER = {"mask_branch": "none", "class_agnostic_boxes": True}
+KEYPOINTS = {
+    "mask_branch": "none",
+    "class_agnostic_boxes": True,
+    "keypoints": 5,
+    "keypoint_channels": 16,
+    "keypoint_convs": 1,
+}
 CASCADE = {
     "cascade_ious": (0.5, 0.6, 0.7),
     "class_agnostic_boxes": True,
@@ -47,7 +53,7 @@ class Arm:
         self.before = tiny_model.variables(self.model)
         tx, schedule, trained = make_optimizer(self.before["params"], config.optim, 0, 10, 2)
         step = make_train_step(self.model, tx, schedule, trained, mesh)
-        batch = tiny_model.batch(2)
+        batch = tiny_model.batch(2, keypoints=config.model.keypoints)
         classes = np.minimum(batch.gt_classes, len(self.data.names) - 1)
         batch = runtime.shard_batch(batch._replace(gt_classes=classes), mesh)
         state = runtime.replicate(init_state(self.before, tx, 0.0), mesh)
@@ -73,7 +79,7 @@ class Arm:
         return self.folder
 
 
-@pytest.fixture(scope="module", params=[FASTER, CASCADE], ids=["faster", "cascade"])
+@pytest.fixture(scope="module", params=[KEYPOINTS, CASCADE], ids=["keypoints", "cascade"])
 def arm(request, tmp_path_factory):
     quick = {"xla_backend_optimization_level": 0}  # less to compile; the steps are few
     with pytest.MonkeyPatch.context() as patch:
@@ -85,11 +91,18 @@ def has_masks(arm):
     return arm.config.model.mask_branch != "none"
 
 
+def has_keypoints(arm):
+    return arm.config.model.keypoints > 0
+
+
 def test_three_steps_train_every_part(arm):
     assert int(arm.metrics["bad_step"]) == -1
     assert jnp.isfinite(arm.metrics["loss"])
     assert (arm.metrics["mask"] > 0) == has_masks(arm)
+    assert ("keypoint" in arm.metrics) == has_keypoints(arm)
+    assert arm.metrics.get("keypoint", 1) > 0
     rooms = {"backbone", "fpn", "rpn_head"} | ({"mask_head"} if has_masks(arm) else set())
+    rooms |= {"keypoint_head"} if has_keypoints(arm) else set()
     stages = len(arm.config.model.cascade_ious)
     rooms |= {f"box_head_{k}" for k in range(stages)} or {"box_head"}
     assert set(arm.trained["params"]) == rooms
@@ -102,14 +115,16 @@ def test_three_steps_train_every_part(arm):
     assert {f"cls_stage{k + 1}" for k in range(stages)} <= set(arm.metrics)
 
 
-def test_evaluation_knows_whether_there_are_masks(arm):
+def test_evaluation_knows_what_there_is(arm):
     kinds = {name.partition("/")[0] for name in arm.found}
-    assert kinds == ({"bbox", "segm"} if has_masks(arm) else {"bbox"})
+    assert kinds == {"bbox", "segm" if has_masks(arm) else "keypoints"}
     rows = json.loads((arm.folder / "eval" / "results.json").read_text())
     assert rows and all(("segmentation" in row) == has_masks(arm) for row in rows)
+    assert {len(row.get("keypoints", ())) for row in rows} == {3 * arm.config.model.keypoints}
     (_, _, overall), (_, header, by_class) = (x for x in arm.said if isinstance(x, tuple))
     assert [row[0] for row in overall] == sorted(kinds)
     assert ("segm AP" in header) == has_masks(arm)
+    assert ("keypoints AP" in header) == has_keypoints(arm)
     assert all(len(row) == len(header) for row in by_class)
     assert len(list((arm.folder / "eval" / "pictures").glob("*.png"))) == 1
 
@@ -123,6 +138,12 @@ def test_predictions_draw_and_write_what_there_is(arm, tmp_path):
     found = predictor(path)
     assert len(found) and found.masks is None and found.rles is None
     assert found.draw(path).shape == (64, 96, 3)
+    boxes = found.boxes[:, None]
+    far = np.maximum(boxes[..., 2:], boxes[..., :2] + 1)
+    assert found.keypoints.shape == (len(found), 5, 3) and (found.keypoints[..., 2] > 0).all()
+    places = found.keypoints[..., :2]
+    assert (places >= boxes[..., :2]).all() and (places <= far).all()
+    assert all(len(row["keypoints"]) == 15 for row in found.to_coco(1))
     assert all("segmentation" not in row for row in found.to_coco(1))
     pictures = [Picture("noise.png", path)]
 

@@ -32,7 +32,8 @@ ARMS = [arms for _, arms in RUNS]
 def test_the_model_of_each_arm_is_traced(run, arms):
     model = families.build(run.config.model, tiny_model.CLASSES)
     variables = jax.eval_shape(lambda: init_variables(model, 0))
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tiny_model.batch(2))
+    batch = tiny_model.batch(2, keypoints=run.config.model.keypoints)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     keys = jax.eval_shape(lambda: tiny_model.keys(2))
     terms, *_ = jax.eval_shape(
         lambda v, b, k: families.forward_train(model, v, b, k), variables, batch, keys

@@ -11,8 +11,7 @@ from maskrcnn_jax import losses, targets
 from maskrcnn_jax import postprocess_keypoints as post
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.models.keypoints import Deconv4, KeypointHead
-from maskrcnn_jax.models.mask_rcnn import forward_predict, forward_train
-from maskrcnn_jax.train_step import init_variables
+from maskrcnn_jax.models.mask_rcnn import forward_train
 
 SIZE = 56
 
@@ -201,16 +200,12 @@ def test_as_many_parameters_as_detectron2s_keypoint_rcnn():
     assert count(tree) == 59_186_278 == 59_137_258 + 53_120 - 4_100
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model.model(keypoints=3, keypoint_channels=16, keypoint_convs=2)
-
-
-def test_three_steps_lower_the_keypoint_loss(tiny):
-    variables = init_variables(tiny, 0)
+def test_three_steps_lower_the_keypoint_loss():
+    """Of the head and of the features below it; test_arms.py trains the whole."""
+    tiny = tiny_model.model(keypoints=3, keypoint_channels=16, keypoint_convs=2)
+    variables = tiny_model.variables(tiny)
     batch = jax.tree.map(jnp.asarray, tiny_model.batch(2, keypoints=3))
 
-    @jax.jit
     def step(params):
         def loss(params):
             both = {**variables, "params": variables["params"] | params}
@@ -222,6 +217,8 @@ def test_three_steps_lower_the_keypoint_loss(tiny):
         return jax.tree.map(lambda p, g: p - 0.1 * g / norm, params, grads), terms, grads
 
     params = {name: variables["params"][name] for name in ("fpn", "keypoint_head")}
+    # Less to compile; the steps are few.
+    step = jax.jit(step).lower(params).compile({"xla_backend_optimization_level": 0})
     seen = []
     for _ in range(4):
         params, terms, grads = step(params)
@@ -230,17 +227,4 @@ def test_three_steps_lower_the_keypoint_loss(tiny):
             leaves = jax.tree.leaves(part)
             assert all(bool(jnp.isfinite(g).all()) for g in leaves) and any(g.any() for g in leaves)
     assert np.isfinite(seen).all() and (np.diff(seen) < 0).all()
-    assert seen[-1] > 0 and seen[0] < 1.5 * np.log(SIZE * SIZE)
-
-
-def test_prediction_gives_heatmaps_of_every_detection(tiny):
-    variables, batch = init_variables(tiny, 0), tiny_model.batch(2)
-    predict = jax.jit(lambda v, i, h: forward_predict(tiny, v, i, h))
-    found = predict(variables, jnp.asarray(batch.images), jnp.asarray(batch.image_hw))
-    assert found.keypoints.shape == (*found.scores.shape, 3, SIZE, SIZE)
-    assert np.isfinite(found.keypoints).all()
-    boxes = np.asarray(found.boxes[0])
-    points = post.heatmaps_to_keypoints(np.asarray(found.keypoints[0]), boxes)
-    own = np.asarray(found.valid[0])
-    low, high = boxes[own, None, :2], np.maximum(boxes[own, None, 2:], boxes[own, None, :2] + 1)
-    assert ((points[own, :, :2] >= low) & (points[own, :, :2] <= high)).all()
+    assert seen[-1] > 0

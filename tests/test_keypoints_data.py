@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from configs.common import get_config
-from maskrcnn_jax import visualize
+from maskrcnn_jax import config, config_rules_keypoints, visualize
 from maskrcnn_jax.data import augment, augment_geometry, copy_paste, keypoints, shapes
 from maskrcnn_jax.data.builder import prepare
 from maskrcnn_jax.data.coco import load_coco
@@ -103,6 +103,28 @@ def test_partners_may_be_given():
     with pytest.raises(UserError, match="data.keypoint_flip"):
         keypoints.flip_order((), (), 3)
     assert keypoints.flip_order((), (), 3, mirrors=False) == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data.keypoint_flip": (1, 2)}, "pairs of places"),
+        ({"data.keypoint_flip": ((0, 0.5),)}, "pairs of places"),
+        ({"data.keypoint_flip": ((1, 5),)}, "counted from 0"),
+        ({"data.keypoint_flip": ((0, 1), (1, 2))}, "two pairs"),
+        ({"eval.keypoint_sigmas": (0.1, 0.1)}, "2 values"),
+        ({"data.albumentations": "[]"}, "data.albumentations"),
+        ({"model.neck": "c4"}, "model.neck"),
+        ({"model.keypoints": 0, "train.best_metric": "keypoints/AP"}, "train.best_metric"),
+        ({"model.keypoints": 0, "data.min_keypoints": 1}, "data.min_keypoints"),
+    ],
+)
+def test_fields_that_contradict_each_other(fields, words):
+    tree = config.flatten(get_config())
+    good = tree | {"model.keypoints": 5, "data.keypoint_flip": ((1, 2), (0, 0))}
+    assert not list(config_rules_keypoints.check(good))
+    (message,) = config_rules_keypoints.check(tree | {"model.keypoints": 5} | fields)
+    assert words in message
 
 
 def example():

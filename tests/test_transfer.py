@@ -152,6 +152,35 @@ def test_classes_of_another_programs_weights():
     assert rows[1][2] == "1 of 2 classes: Traffic-Light <- traffic light" and not lines
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mask_branch": "mlp", "mask_fc_dim": 8, "mask_pool_size": 2},
+        {"class_agnostic_boxes": True, "cascade_ious": (0.5, 0.6), "mask_loss": "softmax"},
+        {"class_agnostic_boxes": True, "class_agnostic_masks": True},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_every_array_that_depends_on_the_classes_is_mapped(fields):
+    """What has another shape for two classes than for three; each third of three is a class's."""
+    config = tiny_model.config(**fields).model.to_dict()
+    flat = {}
+    for count in (2, 3):
+        shapes = importer.model_shapes(config, count)
+        flat[count] = {path: np.full(shape, -1, np.float32) for path, shape in shapes.items()}
+    names = {"names": ["a", "b", "c"]}
+    found = importer.Imported(None, {"model": config}, {}, names, (), (), {})
+    theirs = {path: np.zeros_like(x) for path, x in flat[3].items()}
+    found = replace(found, variables=importer.unflatten(theirs))
+    filled, rows, lines = transfer.take(importer.unflatten(flat[2]), found, ["c", "new"])
+    differ = {path for path, x in flat[2].items() if x.shape != flat[3][path].shape}
+    assert differ and not lines
+    for path, x in importer.flatten(filled).items():
+        fresh = (x == -1).sum() / x.size
+        per_class = 1 - flat[2][path].size / flat[3][path].size  # of three classes' array
+        assert fresh == pytest.approx(per_class / (1 - per_class) if path in differ else 0), path
+
+
 def test_cells_and_extra_values_of_other_heads():
     """The mask of an MLP has a value per cell and class; competing masks a background, too."""
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from configs import common
 from maskrcnn_jax import initial
 from maskrcnn_jax.data.coco import CocoData
 from maskrcnn_jax.weights import exporter, importer
+from maskrcnn_jax.weights.layout import Spec
 from maskrcnn_jax.weights.presets import PRESETS
 
 SMALL = {"width": 8, "rpn_channels": 16, "box_fc_dim": 16, "mask_channels": 8}
@@ -51,6 +52,28 @@ def test_models_without_fpn_there_and_back(neck):
     imported = importer.import_weights(peer_model.source(tensors))
     fields = {f: x for f, x in imported.config["model"].items() if x != model[f]}
     assert fields == ({"box_fc_dim": 1024} if neck == "c4" else {})  # it has no dense layer
+    found, expected = importer.flatten(imported.variables), importer.flatten(ours)
+    assert found.keys() == expected.keys()
+    for path, x in found.items():
+        np.testing.assert_allclose(x, expected[path], rtol=1e-6, err_msg=path)
+
+
+def test_keypoint_models_there_and_back():
+    """The names of KRCNNConvDeconvUpsampleHead, in a model without masks."""
+    fields = {"mask_branch": "none", "keypoints": 17, "keypoint_channels": 8}
+    model = PRESETS["detectron2"]["model"] | SMALL | fields
+    ours = random_variables(model, 1)
+    tensors = exporter.export(ours, Spec("detectron2", "detectron2", 1, None, None, model, "model"))
+    names = set(peer_model.manifest("d2_r50")["parameters"])
+    names = {n for n in names if ".mask_head." not in n}
+    layers = [*(f"conv_fcn{i}" for i in range(1, 9)), "score_lowres"]
+    ends = ("weight", "bias")
+    names |= {f"roi_heads.keypoint_head.{layer}.{end}" for layer in layers for end in ends}
+    assert set(tensors) == names
+    assert tensors["roi_heads.keypoint_head.score_lowres.weight"].shape == (8, 17, 4, 4)
+    imported = importer.import_weights(peer_model.source(tensors))
+    assert imported.classes == {"names": ["person"], "category_ids": [1]}
+    assert {f: imported.config["model"][f] for f in fields} == fields
     found, expected = importer.flatten(imported.variables), importer.flatten(ours)
     assert found.keys() == expected.keys()
     for path, x in found.items():

@@ -4,7 +4,8 @@
     P2..P6 -> objectness [B, N], deltas [B, N, 4] -> top-k, NMS -> proposals [B, K]  (propose)
     P2..P5, rois [B, R] -> ROIAlign 7x7 -> class logits [B, R, C + 1], deltas [B, R, C, 4]
     P2..P5, rois [B, R] -> ROIAlign 14x14 -> mask logits [B, R, 28, 28]
-    training: sampled rois -> five losses; prediction: scores, NMS -> detections -> masks
+    and, on demand, rois -> ROIAlign 14x14 -> heatmaps of J keypoints [B, R, J, 56, 56]
+    training: sampled rois -> losses; prediction: scores, NMS -> detections -> masks
 
 Semantics are Detectron2's (GeneralizedRCNN, RPN, StandardROIHeads). Source: arXiv 1703.06870.
 Two functions with two return types, forward_train and forward_predict, each one static program.
@@ -39,7 +40,7 @@ from maskrcnn_jax.types import Batch, Detections, Losses, Proposals, Samples
 
 
 class MaskRCNN(nn.Module):
-    """The network: four methods from arrays to arrays, no losses, no sampling."""
+    """The network: methods from arrays to arrays, no losses, no sampling."""
 
     backbone: nn.Module
     fpn: nn.Module
@@ -50,7 +51,7 @@ class MaskRCNN(nn.Module):
     mask_rule: MaskRule
     pool: Callable  # (P2..P5, rois, size) -> [B, R, size, size, F]
     settings: Settings
-    keypoint_head: nn.Module | None = None
+    keypoint_head: nn.Module | None = None  # None: no keypoints
 
     def features(
         self,
@@ -232,7 +233,7 @@ def forward_train(
     mesh: Mesh | None = None,
     box_branch: Callable = train_boxes,
 ) -> tuple[Losses, dict[str, Array], dict[str, Any]]:
-    """The five losses of a batch, with one key per image for the samplers.
+    """The losses of a batch, with one key per image for the samplers.
 
     mesh: the devices that 'data' is sharded over; the per-image stages then run per device.
     box_branch: another family's, in the form of `train_boxes`.

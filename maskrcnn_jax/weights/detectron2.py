@@ -19,6 +19,7 @@ NAME = "detectron2"
 
 _LAYERS = {"conv1": "2a", "conv2": "2b", "conv3": "2c", "shortcut": "1"}
 _HEADS = "roi_heads."
+_PERSON_KEYPOINTS = 17  # COCO's; the models that have them know persons alone
 _CLASSES = ("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.cls_score.bias")
 
 
@@ -51,14 +52,17 @@ def describe(tensors: Mapping[str, np.ndarray]) -> Spec:
     )
     model["box_fcs"] = resnets.count(tensors, "roi_heads.box_head.fc{}.weight".format, 1)
     model["mask_convs"] = resnets.count(tensors, "roi_heads.mask_head.mask_fcn{}.weight".format, 1)
-    model |= _normalisation(tensors)
+    model |= _normalisation(tensors) | _keypoints(tensors)
     coco = num_classes == len(coco_names.NAMES)
+    classes = (coco_names.NAMES, coco_names.CATEGORY_IDS) if coco else (None, None)
+    if num_classes == 1 and model.get("keypoints") == _PERSON_KEYPOINTS:
+        classes = (coco_names.NAMES[:1], coco_names.CATEGORY_IDS[:1])
     return Spec(
         NAME,
         preset,
         num_classes,
-        class_names=coco_names.NAMES if coco else None,
-        category_ids=coco_names.CATEGORY_IDS if coco else None,
+        class_names=classes[0],
+        category_ids=classes[1],
         model=model,
         variant=variant,
     )
@@ -104,12 +108,35 @@ def _detector(model: Mapping[str, Any]) -> list[Rule]:
         found += make(f"{_HEADS}box_head.fc{i}", f"params/box_head/fc{i}")
     for name in ("cls_score", "bbox_pred"):
         found += layout.dense(f"{_HEADS}box_predictor.{name}", f"params/box_head/{name}")
+    if model.get("keypoints"):
+        head = f"{_HEADS}keypoint_head"
+        for i in range(1, model["keypoint_convs"] + 1):
+            found += layout.conv_bias(f"{head}.conv_fcn{i}", f"params/keypoint_head/conv{i}/conv")
+        found += layout.deconv(f"{head}.score_lowres", "params/keypoint_head/deconv")
+    if model.get("mask_branch") == "none":
+        return found
     for i in range(1, model["mask_convs"] + 1):
         found += layout.conv_bias(
             f"{_HEADS}mask_head.mask_fcn{i}", f"params/mask_head/conv{i}/conv"
         )
     found += layout.deconv(f"{_HEADS}mask_head.deconv", "params/mask_head/deconv")
     return found + layout.predictor(f"{_HEADS}mask_head.predictor", "params/mask_head")
+
+
+def _keypoints(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The keypoint head, and that its models in the zoo have no masks."""
+    head = f"{_HEADS}keypoint_head"
+    scores = f"{head}.score_lowres.weight"
+    if scores not in tensors or tensors[scores].ndim < 2:
+        return {}
+    channels, keypoints = tensors[scores].shape[:2]
+    has_masks = any(name.startswith(f"{_HEADS}mask_head.") for name in tensors)
+    return {
+        "keypoints": keypoints,
+        "keypoint_channels": channels,
+        "keypoint_convs": resnets.count(tensors, f"{head}.conv_fcn{{}}.weight".format, 1),
+        "mask_branch": "fcn" if has_masks else "none",
+    }
 
 
 def _variant(tensors: Mapping[str, np.ndarray]) -> str:

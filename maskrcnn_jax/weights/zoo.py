@@ -38,6 +38,15 @@ ZOO = {
     }.items()
 }
 ZOO |= {
+    f"detectron2/{name}": f"{_D2}/COCO-Keypoints/{name}/{rest}"
+    for name, rest in {
+        "keypoint_rcnn_R_50_FPN_1x": "137261548/model_final_04e291.pkl",
+        "keypoint_rcnn_R_50_FPN_3x": "137849621/model_final_a6e10b.pkl",
+        "keypoint_rcnn_R_101_FPN_3x": "138363331/model_final_997cc7.pkl",
+        "keypoint_rcnn_X_101_32x8d_FPN_3x": "139686956/model_final_5ad38f.pkl",
+    }.items()
+}
+ZOO |= {
     "detectron2/R-50": f"{_D2}/ImageNetPretrained/MSRA/R-50.pkl",
     "detectron2/R-101": f"{_D2}/ImageNetPretrained/MSRA/R-101.pkl",
     "detectron2/X-101-32x8d": f"{_D2}/ImageNetPretrained/FAIR/X-101-32x8d.pkl",
