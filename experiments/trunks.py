@@ -1,4 +1,4 @@
-"""Config fields that go together: the paper's trunks with one level of features."""
+"""Config fields that go together: trunks with one level of features, backbones, keypoints."""
 
 # Stride 16, res5 as the heads' shared layers, masks of 14 x 14; the numbers are Detectron2's.
 C4 = {

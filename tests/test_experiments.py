@@ -40,7 +40,9 @@ def coco_folder(tmp_path_factory) -> Path:
     (folder / "annotations").mkdir()
     for split in ("train2017", "val2017"):
         annotations, images = tiny_coco.boxes_set(folder / split)
-        annotations.rename(folder / "annotations" / f"instances_{split}.json")
+        text = annotations.read_text()
+        for kind in ("instances", "person_keypoints"):
+            (folder / "annotations" / f"{kind}_{split}.json").write_text(text)
     return folder
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from benchmarks import own_data, own_data_cases
 from benchmarks.own_data_cases import CASES, Case
+from configs import common
 from maskrcnn_jax import cli
+from maskrcnn_jax import config as config_lib
 
 
 def _in_process(words):
@@ -19,6 +21,9 @@ def _in_process(words):
         fields = dict(w.removeprefix("--config.").split("=", 1) for w in words if "=" in w)
         assert Path(fields["data.train.annotations"]).is_file()
         assert Path(fields["data.val.images"]).is_dir()
+        overrides = [w.removeprefix("--config.") for w in words[5:]]
+        config = config_lib.load(own_data.ROOT / words[2], overrides, schema=common.get_config())
+        assert config_lib.validate(config, "train") == [] and config.eval.at_start
         workdir = Path(words[words.index("--workdir") + 1])
         assert not workdir.exists()
         lines = [

@@ -18,7 +18,7 @@ from maskrcnn_jax.models.norm import ConvNorm
 from maskrcnn_jax.models.resnet import STAGES, ResNet
 from maskrcnn_jax.models.vgg import VGG
 from maskrcnn_jax.optimizer import make_optimizer
-from maskrcnn_jax.train_step import init_state, init_variables, make_train_step
+from maskrcnn_jax.train_step import init_state, make_train_step
 
 
 def conv(kernel, inputs, outputs):
@@ -124,7 +124,7 @@ PARTS = {
     "dc5-warp_max": {"neck": "dc5", "roi_pool": "warp_max"},
     "single-pool": {"neck": "single", "roi_pool": "pool"},
     "vgg16-fpn-warp": {"backbone": "vgg16", "norm": "none", "roi_pool": "warp"},
-    "vgg16-single-pool": {"backbone": "vgg16", "norm": "none", "neck": "single"},
+    "vgg16-single-align": {"backbone": "vgg16", "norm": "none", "neck": "single"},
 }
 
 
@@ -136,10 +136,10 @@ def test_parts_train_and_predict(name, monkeypatch):
     small = {"box_pool_size": 3, "mask_pool_size": 4, "head_norm": "none"}
     if "fpn" not in name:
         small["anchor_sizes"] = (16.0, 32.0)
-    config = tiny_model.config(**{**small, **PARTS[name]})
+    fields = {**small, **PARTS[name]}
+    config, model = tiny_model.config(**fields), tiny_model.model(**fields)
     config_lib.validate(config)
-    model = tiny_model.mask_rcnn.build(config.model, tiny_model.CLASSES)
-    variables = init_variables(model, 0)
+    variables = tiny_model.variables(model)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
     tx, schedule, trained = make_optimizer(variables["params"], config.optim, 0, 10, 2)
     step = make_train_step(model, tx, schedule, trained, mesh)
