@@ -194,9 +194,9 @@ def test_ids_from_zero_and_missing_iscrowd_count():
     assert json.dumps(truth) == before
     assert evaluation.metrics["bbox/AP"] == evaluation.metrics["segm/AP"] == pytest.approx(1)
     assert [tuple(r) for r in evaluation.per_class] == [
-        ("cat", -1.0, -1.0, 0, 0),
-        ("dog", pytest.approx(1), pytest.approx(1), 1, 1),
-        ("owl", -1.0, -1.0, 0, 0),
+        ("cat", -1.0, -1.0, 0, 0, None),
+        ("dog", pytest.approx(1), pytest.approx(1), 1, 1, None),
+        ("owl", -1.0, -1.0, 0, 0, None),
     ]
     assert evaluation.metrics["segm/APm"] == evaluation.metrics["bbox/APl"] == -1
     assert evaluation.reasons == {
@@ -211,7 +211,7 @@ def test_one_class():
     truth["annotations"] = truth["annotations"][:1]
     evaluation = evaluate_coco(truth, [_result()], iou_types=("bbox",))
     assert evaluation.metrics["bbox/AP"] == pytest.approx(1)
-    assert evaluation.per_class == [("dog", pytest.approx(1), None, 1, 1)]
+    assert evaluation.per_class == [("dog", pytest.approx(1), None, 1, 1, None)]
     assert not any(key.startswith("segm") for key in evaluation.metrics)
 
 
