@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import peers_torch_data
 from benchmarks.timing import Case, Setting
 
@@ -90,20 +92,22 @@ def _stage(records: Any, config: Any, number: int, count: int) -> Callable:
     """Our pipeline until a stage; nothing but one byte of an example leaves it."""
     import tensorflow as tf
 
-    from maskrcnn_jax.data import augment, pipeline
+    from maskrcnn_jax.data import augment, pipeline, recipe
 
     canvas = tf.constant(pipeline.canvas_groups(records.sizes, config)[1])
     groups = tf.constant(pipeline.canvas_groups(records.sizes, config)[0])
 
     def until(row: tf.Tensor) -> tf.Tensor:
-        example = pipeline._read(records, config, row)
+        example = pipeline._read(records, config, row, ())
         seed = tf.stack([tf.cast(row, tf.int32), 0])
         # The masks come with the record: there is no stage of them.
         if number == 2:
             example = augment.resize_shortest_edge(example, config.short, config.long, seed)
         elif number > 2:
-            example = pipeline._augment(example, config, seed)
             place = tf.gather(canvas, tf.gather(groups, row))
+            stored = lambda *_: example  # noqa: E731
+            none, upright = np.zeros(0, np.int64), tf.constant(False)
+            example = recipe.make_example(stored, none, config, row, seed, place, upright)
             padded = pipeline._pad(example, config, row, place, seed)
             return tf.stack([padded["images"][0, 0, 0], padded["gt_masks"][0, 0, 0]])
         return tf.reduce_sum(tf.cast(example["image"][0], tf.int32))

@@ -330,7 +330,7 @@ def test_an_interruption_is_passed_on_and_is_no_failure(own, tmp_path):
         if "trains" in line:
             break
     runner.send_signal(signal.SIGINT)
-    runner.communicate(timeout=60)
+    runner.communicate(timeout=300)
     assert runner.returncode == 1
     (folder,) = (tmp_path / "w" / "runs").iterdir()
     assert worker.read_result(folder) is None
@@ -346,7 +346,7 @@ def test_a_worker_does_not_outlive_its_runner(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
     process.stdin.close()
-    assert process.wait(timeout=60) == -signal.SIGTERM
+    assert process.wait(timeout=300) == -signal.SIGTERM
 
 
 def test_a_second_worker_waits_for_the_first(tmp_path, capsys):
@@ -355,7 +355,7 @@ def test_a_second_worker_waits_for_the_first(tmp_path, capsys):
         second = threading.Thread(target=lambda: found.append(worker.work(tmp_path)))
         second.start()
         (tmp_path / worker.RESULT).write_text(json.dumps(fake_training.result("0" * 64)))
-    second.join(timeout=60)
+    second.join(timeout=300)
     assert found and found[0]["status"] == "done"
 
 

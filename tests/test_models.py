@@ -175,6 +175,29 @@ def test_pictures_without_objects_train(tiny):
         assert terms.cls > 0 and terms.rpn_cls > 0
 
 
+def test_the_mask_head_on_wanted_rows_alone_changes_nothing(monkeypatch):
+    model = tiny_model.model(head_norm="none")
+    variables = jax.tree.map(jnp.asarray, tiny_model.variables(model))
+    batch = jax.tree.map(jnp.asarray, tiny_model.batch(2))
+
+    def run(params):
+        def loss(params):
+            terms, *_ = forward_train(
+                model, {**variables, "params": params}, batch, tiny_model.keys(2)
+            )
+            return sum(terms)
+
+        found = forward_predict(model, variables, batch.images, batch.image_hw)
+        masks = jnp.where(found.valid[:, :, None, None], found.masks, 0)
+        return *jax.value_and_grad(loss)(params), masks
+
+    assert mask_rcnn._wanted_rows(model, jnp.ones((2, 3), bool), None) == 3
+    some = jax.jit(run)(variables["params"])
+    monkeypatch.setattr(mask_rcnn, "_wanted_rows", lambda *_: None)
+    every = jax.jit(lambda p: run(p))(variables["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), some, every)
+
+
 def test_detections_are_sorted_clipped_and_told_by_valid(tiny):
     _, variables, predict = tiny
     batch = tiny_model.batch(2)

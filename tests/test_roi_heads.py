@@ -208,7 +208,6 @@ def test_what_does_not_go_together_is_told():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"neck": "c4"},
         {"keypoints": 17},
         {"mask_branch": "mlp"},
         {"mask_branch": "none"},
@@ -220,4 +219,11 @@ def test_what_does_not_go_together_is_told():
 def test_peers_have_no_such_models(family, fields):
     model = common.get_config().model.to_dict() | fields
     with pytest.raises(UserError, match=f"export to {family}.*model.{next(iter(fields))}="):
+        exporter.spec_for(family, model, {"names": ["a"], "category_ids": [1]})
+
+
+@pytest.mark.parametrize("family", ["torchvision", "matterport"])
+def test_other_trunks_are_detectron2s_alone(family):
+    model = common.get_config().model.to_dict() | {"neck": "dc5"}
+    with pytest.raises(UserError, match=f"export to {family}.*neck=fpn.*'neck': 'dc5'"):
         exporter.spec_for(family, model, {"names": ["a"], "category_ids": [1]})
