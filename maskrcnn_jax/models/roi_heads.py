@@ -79,7 +79,7 @@ class MaskHead(nn.Module):
         shape = (self.features, self.num_classes)
         kernel = self.param("predictor_kernel", nn.initializers.normal(0.001), shape)
         bias = self.param("predictor_bias", nn.initializers.zeros_init(), (self.num_classes,))
-        kernel = kernel.astype(self.dtype)
+        kernel, bias = jnp.asarray(kernel, self.dtype), jnp.asarray(bias)
         if classes is None:
             logits = jnp.einsum("rhwf,fc->rhwc", x, kernel)
             return logits.astype(jnp.float32) + bias

@@ -64,6 +64,11 @@ def export(
     return tensors | {name: x for name, x in originals.items() if name not in tensors}
 
 
+def _frozen(value: Any) -> Any:
+    """A list as a tuple: JSON knows lists alone."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def spec_for(family: str, model: Mapping[str, Any], classes: Mapping[str, Any]) -> Spec:
     """The Spec under which a model of our own is exported.
 
@@ -96,7 +101,7 @@ def spec_for(family: str, model: Mapping[str, Any], classes: Mapping[str, Any]) 
     }
     if family not in variants:
         raise UserError(f"export to {family!r}: choose one of {tuple(variants)}")
-    if other := {f: model[f] for f, x in COMMON.items() if model[f] != x}:
+    if other := {f: model[f] for f, x in COMMON.items() if _frozen(model[f]) != x}:
         ours = ", ".join(f"model.{f}={x!r}" for f, x in other.items())
         theirs = ", ".join(f"{f}={COMMON[f]!r}" for f in other)
         raise UserError(f"export to {family}: it has no model with {ours}, only {theirs}")
