@@ -11,6 +11,7 @@ from benchmarks.timing import Case, Figures, Skipped
 from maskrcnn_jax import results
 
 
+@pytest.mark.slow
 def test_training_step_benchmark(tmp_path):
     sizes = f"--depth 18 --width 8 --channels 16 --rois 16 --height 64 --width-px 96 --steps 3 \
         --batch {jax.device_count()} --dtype float32"

@@ -318,7 +318,9 @@ signal.pause()
 def test_an_interruption_is_passed_on_and_is_no_failure(own, tmp_path):
     (tmp_path / "stoppable.py").write_text(STOPPABLE)
     program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        # Who starts the tests in the background has them ignore it, children included.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from experiments import run, worker\n"
         f"worker.__file__ = {str(tmp_path / 'stoppable.py')!r}\n"
         f"sys.exit(run.main({command(tmp_path / 'w', own)!r}))\n"
@@ -330,7 +332,7 @@ def test_an_interruption_is_passed_on_and_is_no_failure(own, tmp_path):
         if "trains" in line:
             break
     runner.send_signal(signal.SIGINT)
-    runner.communicate(timeout=300)
+    runner.communicate(timeout=120)
     assert runner.returncode == 1
     (folder,) = (tmp_path / "w" / "runs").iterdir()
     assert worker.read_result(folder) is None
@@ -346,7 +348,7 @@ def test_a_worker_does_not_outlive_its_runner(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
     process.stdin.close()
-    assert process.wait(timeout=300) == -signal.SIGTERM
+    assert process.wait(timeout=120) == -signal.SIGTERM
 
 
 def test_a_second_worker_waits_for_the_first(tmp_path, capsys):
@@ -355,7 +357,7 @@ def test_a_second_worker_waits_for_the_first(tmp_path, capsys):
         second = threading.Thread(target=lambda: found.append(worker.work(tmp_path)))
         second.start()
         (tmp_path / worker.RESULT).write_text(json.dumps(fake_training.result("0" * 64)))
-    second.join(timeout=300)
+    second.join(timeout=120)
     assert found and found[0]["status"] == "done"
 
 

@@ -128,7 +128,13 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("name", PARTS)
+def marked(name):
+    """Two of them always; each takes its minute of compiling."""
+    always = name in ("c4-align_max", "vgg16-fpn-warp")
+    return pytest.param(name, marks=() if always else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", map(marked, PARTS))
 def test_parts_train_and_predict(name, monkeypatch):
     """With one block or convolution a stage, which compiles sooner."""
     monkeypatch.setitem(resnet.STAGES, 18, (1, 1, 1, 1))
