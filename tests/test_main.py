@@ -247,7 +247,9 @@ def test_two_hosts_agree_with_one(cache, undisturbed, tmp_path):
     assert "2 x cpu" in output[0] and "2 host(s)" in output[0]
     ours, theirs = tiny_run.metrics(tmp_path), tiny_run.metrics(undisturbed)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-4)
+    # The mean of five steps, the first two of which agree to the last bit. AdamW's early steps are
+    # the signs of gradients: where these are zero but for rounding, hosts go apart.
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=2e-2)
     report = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert report["images"] == 5
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
