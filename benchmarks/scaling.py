@@ -123,8 +123,8 @@ def works_at(args: argparse.Namespace, point: dict[str, int]) -> tuple[Callable,
 
 def training(args: argparse.Namespace, point: dict[str, int]) -> tuple:
     """The compiled step over all devices, its arguments, and the model."""
-    fields = PRESETS["detectron2"]["model"]
-    fields |= {"depth": args.depth, "dtype": args.dtype, "norm": "group", "freeze_at": 0}
+    changed = {"depth": args.depth, "dtype": args.dtype, "norm": "group", "freeze_at": 0}
+    fields = PRESETS["detectron2"]["model"] | changed
     model = mask_rcnn.build(Fields(**fields), point["classes"])
     variables = jax.tree.map(np.asarray, init_variables(model, 0))
     optim = optim_fields()

@@ -112,7 +112,6 @@ def synthetic_batch(rng: np.random.Generator, size: int, height: int, width: int
         gt_masks=np.tile(np.packbits(disk, axis=-1), (size, slots, 1, 1)),
         num_dropped=np.zeros(size, np.int32),
         index=np.arange(size, dtype=np.int32),
-        gt_keypoints=np.zeros((size, slots, 0, 3), np.float32),
     )
 
 

@@ -15,8 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.model = m = ml_collections.ConfigDict()
     # Backbone and neck.
-    m.backbone = "resnet"  # "vgg16": depth, groups, width_per_group, stride_in_1x1, pool_padding
-    # mean nothing
+    # "resnet"; or "vgg16", to which depth, groups, width_per_group, stride_in_1x1 and pool_padding
+    # mean nothing.
+    m.backbone = "resnet"
     # "fpn": P2..P6; or one level, for which fpn_channels means nothing: "c4": stride 16, with res5
     # as the heads' shared layers; "dc5": res5 dilated, stride 16; "single": C5 at stride 32, of
     # VGG conv5_3 at stride 16.
@@ -27,11 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
     m.width_per_group = 64  # ResNeXt 32x8d: 8
     m.stride_in_1x1 = True  # stage stride in the 1x1 conv (Detectron2's R50, R101) or in the 3x3
     m.pool_padding = "symmetric"  # of the stem's max-pool; "same": TensorFlow's (Matterport)
-    m.norm = "frozen"  # "frozen" affine, "batch" (statistics over the whole mesh), "group"; "none":
-    # VGG alone
-    m.freeze_at = (
-        2  # freezes the stem (1), res2 (2), ... res5 (5); 0 freezes nothing. VGG: conv1..5
-    )
+    # "frozen" affine, "batch" (statistics over the whole mesh), "group"; "none": VGG alone.
+    m.norm = "frozen"
+    # Freezes the stem (1), res2 (2), ... res5 (5); 0 freezes nothing. VGG: conv1 to conv5.
+    m.freeze_at = 2
     m.fpn_channels = 256
     m.head_norm = "none"  # "none", "batch", "group": norm of the FPN and of the heads' convolutions
     # Input.

@@ -9,8 +9,9 @@
 The recipe of configs/finetune.py for the small model of configs/shapes.py and pictures of 256 px.
 With a GPU and a download, weights that learnt from photographs are better: configs/finetune.py.
 
-Hardware: 2 CPU cores, about 10 minutes. Expected AP: it depends on the data. 12 photographs of
-fruit, three classes, gave segm AP 0.6 and AP50 0.8 on 6 others, from 0.0 before the first step.
+Hardware: 2 CPU cores, 13 minutes beside other work. Expected AP: it depends on the data. Measured:
+12 photographs of fruit give mask AP 0.599 (AP50 0.800) on 6 others; 49 of damaged cars 0.006 on 13
+others: dents need a backbone that has seen photographs.
 """
 
 from configs import finetune, shapes

@@ -28,7 +28,8 @@ def save(
     the step in the state, so the random keys are given, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / f"batch_{jax.process_index()}.npz", **batch._asdict())
+    arrays = {name: array for name, array in batch._asdict().items() if array is not None}
+    np.savez_compressed(folder / f"batch_{jax.process_index()}.npz", **arrays)
     with ocp.StandardCheckpointer() as writer:
         writer.save(folder.absolute() / "state", _without_empty(state), force=True)
     if jax.process_index() == 0:
@@ -54,9 +55,7 @@ def load(folder: Path, like: TrainState) -> tuple[TrainState, Batch]:
     state = like._replace(**found)
     state = state._replace(bad_step=jax.numpy.full_like(state.bad_step, -1))
     with np.load(folder / f"batch_{jax.process_index()}.npz") as arrays:
-        # Records from before there were keypoints hold none.
-        none = {"gt_keypoints": np.zeros((*arrays["gt_valid"].shape, 0, 3), np.float32)}
-        return state, Batch(**none | dict(arrays))
+        return state, Batch(**arrays)
 
 
 def _without_empty(state: TrainState) -> dict[str, Any]:

@@ -34,8 +34,9 @@ class Batch(NamedTuple):
     gt_masks: Array  # uint8 [B, G, S, S // 8], bit-packed
     num_dropped: Array  # int32 [B], instances beyond the cap G
     index: Array  # int32 [B], row of the example in the data set, for messages
-    # float32 [B, G, J, 3]: x, y, and 0 not labelled, 1 hidden or 2 visible; J may be 0.
-    gt_keypoints: Array
+    # float32 [B, G, J, 3]: x, y, and 0 not labelled, 1 hidden or 2 visible; None of data without
+    # keypoints.
+    gt_keypoints: Array | None = None
 
 
 class Proposals(NamedTuple):

@@ -50,6 +50,7 @@ FLOORS = {
     "models.cascade": 2,
     "models.families": 2,
     "models": 1,
+    "assignment": 1,
     "targets": 1,
     "selection": 1,
     "settings": 0,

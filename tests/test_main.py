@@ -221,13 +221,15 @@ def test_large_scale_jitter_trains_on_one_canvas(cache, tmp_path):
     assert np.isfinite(line["loss"]) and line["instances"] > 0
 
 
-def test_two_hosts_agree_with_one(cache, undisturbed, tmp_path):
+def test_two_hosts_agree_with_one(cache, tmp_path):
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    every_step = "train.log_every=1"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-c", tiny_run.driver(), *tiny_run.arguments(tmp_path)],
+            [sys.executable, "-c", tiny_run.driver(), *tiny_run.arguments(together, every_step)],
             env=tiny_run.environment(
                 cache,
                 JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
@@ -245,15 +247,18 @@ def test_two_hosts_agree_with_one(cache, undisturbed, tmp_path):
     output = [host.communicate(timeout=600)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(output)
     assert "2 x cpu" in output[0] and "2 host(s)" in output[0]
-    ours, theirs = tiny_run.metrics(tmp_path), tiny_run.metrics(undisturbed)
+    done = tiny_run.run(cache, tiny_run.arguments(alone, every_step))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = tiny_run.metrics(together), tiny_run.metrics(alone)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    # The mean of five steps, the first two of which agree to the last bit. AdamW's early steps are
-    # the signs of gradients: where these are zero but for rounding, hosts go apart.
-    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=2e-2)
-    report = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    # Not later steps: AdamW's first are the signs of gradients, and where these are zero but for
+    # rounding, hosts go apart.
+    for line, other in zip(ours[:3], theirs, strict=False):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    report = json.loads((together / "eval" / "metrics.json").read_text())
     assert report["images"] == 5
-    results = json.loads((tmp_path / "eval" / "results.json").read_text())
-    expected = json.loads((undisturbed / "eval" / "results.json").read_text())
+    results = json.loads((together / "eval" / "results.json").read_text())
+    expected = json.loads((alone / "eval" / "results.json").read_text())
     # 5 images in batches of 2: the padded row is on one host alone, and counted by none.
     count = lambda entries: {e["image_id"] for e in entries}  # noqa: E731
     assert count(results) == count(expected)

@@ -71,7 +71,7 @@ def batch(
         gt_masks=np.broadcast_to(np.packbits(disk, axis=-1), (size, slots, side, side // 8)).copy(),
         num_dropped=np.zeros(size, np.int32),
         index=np.arange(size, dtype=np.int32),
-        gt_keypoints=points,
+        gt_keypoints=points if keypoints else None,
     )
 
 

@@ -270,7 +270,9 @@ def _pad(
         padded = tf.pad(x, [[0, config.max_instances - n], *[[0, 0]] * (x.shape.rank - 1)])
         return tf.ensure_shape(padded, [config.max_instances, *x.shape[1:]])
 
-    none = tf.zeros([n, 0, 3])
+    optional = {}
+    if "keypoints" in example:
+        optional["gt_keypoints"] = pad_objects(example["keypoints"])
     image = example["image"]
     image_hw = tf.shape(image)[:2]
     missing = canvas - image_hw
@@ -284,5 +286,5 @@ def _pad(
         "gt_masks": pad_objects(example["masks"]),
         "num_dropped": num_dropped,
         "index": tf.cast(row, tf.int32),
-        "gt_keypoints": pad_objects(example.get("keypoints", none)),
+        **optional,
     }

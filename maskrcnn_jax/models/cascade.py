@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from maskrcnn_jax import losses, selection, targets
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, per_device
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.settings import Settings
-from maskrcnn_jax.types import Batch, Detections, Losses, Proposals, Samples
+from maskrcnn_jax.types import Batch, Proposals, Samples
 
 
 class CascadeRCNN(MaskRCNN):
@@ -89,31 +89,6 @@ def refine(
     return box_ops.clip_to(jnp.where(finite[:, None], boxes, 0.0), window), finite
 
 
-def forward_train(
-    model: CascadeRCNN,
-    variables: dict[str, Any],
-    batch: Batch,
-    keys: Key[Array, "B"],
-    mesh: Mesh | None = None,
-) -> tuple[Losses, dict[str, Array], dict[str, Any]]:
-    """As `mask_rcnn.forward_train`. The terms `cls` and `box` are sums over the stages; the metrics
-    tell them one by one: `cls_stage1`, ..."""
-    return mask_rcnn.forward_train(model, variables, batch, keys, mesh, train_boxes)
-
-
-def forward_predict(
-    model: CascadeRCNN,
-    variables: dict[str, Any],
-    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
-    image_hw: Int[Array, "B 2"],
-    window: Float[Array, "B 4"] | None = None,
-    mesh: Mesh | None = None,
-) -> Detections:
-    """As `mask_rcnn.forward_predict`."""
-    args = (model, variables, images, image_hw, window, mesh)
-    return mask_rcnn.forward_predict(*args, predict_boxes)
-
-
 def train_boxes(
     model: CascadeRCNN,
     run: Callable,
@@ -123,7 +98,8 @@ def train_boxes(
     batch: Batch,
     mesh: Mesh | None,
 ) -> tuple[Array, Array, dict[str, Array]]:
-    """`mask_rcnn.train_boxes` of the cascade."""
+    """`mask_rcnn.train_boxes` of the cascade: sums over the stages; the notes tell them one by one,
+    as `cls_stage1`, ..."""
     s = model.settings
     terms, notes = [], {}
     for k in range(len(model.box_head)):

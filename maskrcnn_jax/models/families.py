@@ -1,6 +1,6 @@
 """The families of detectors, and which of them a config asks for.
 
-A family is a composition file: a module class, `build`, `forward_train` and `forward_predict`.
+A family is a composition file: a module class, `build`, `train_boxes` and `predict_boxes`.
 The config decides once, in `build`; from then on the class of the model tells the functions. A new
 family is a new file, its line in `_FAMILIES` and its condition in `build`.
 """
@@ -35,7 +35,8 @@ def forward_train(
     mesh: Mesh | None = None,
 ) -> tuple[Losses, dict[str, Array], dict[str, Any]]:
     """The losses of a batch by the model's own family; arguments as of `mask_rcnn`'s."""
-    return _FAMILIES[type(model)].forward_train(model, variables, batch, keys, mesh)
+    box_branch = _FAMILIES[type(model)].train_boxes
+    return mask_rcnn.forward_train(model, variables, batch, keys, mesh, box_branch)
 
 
 def forward_predict(
@@ -47,5 +48,5 @@ def forward_predict(
     mesh: Mesh | None = None,
 ) -> Detections:
     """The detections of a batch by the model's own family; arguments as of `mask_rcnn`'s."""
-    family = _FAMILIES[type(model)]
-    return family.forward_predict(model, variables, images, image_hw, window, mesh)
+    box_branch = _FAMILIES[type(model)].predict_boxes
+    return mask_rcnn.forward_predict(model, variables, images, image_hw, window, mesh, box_branch)

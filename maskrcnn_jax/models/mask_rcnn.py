@@ -23,19 +23,19 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from maskrcnn_jax import losses, selection, targets
+from maskrcnn_jax import losses, selection
+from maskrcnn_jax.assignment import assign
 from maskrcnn_jax.models import trunk
 from maskrcnn_jax.models.keypoints import UPSCALE, KeypointHead
 from maskrcnn_jax.models.mask_rules import SIGMOID, SOFTMAX, MaskRule
 from maskrcnn_jax.models.roi_heads import MaskHead, MaskMLP
 from maskrcnn_jax.models.rpn import RPNHead
-from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
 from maskrcnn_jax.ops.leading_rows import leading_rows
 from maskrcnn_jax.ops.roi_align import multilevel_roi_align, multilevel_roi_align_max
 from maskrcnn_jax.ops.roi_pool import multilevel_roi_pool
 from maskrcnn_jax.ops.roi_warp import multilevel_roi_warp
-from maskrcnn_jax.settings import Settings, anchors_per_cell, from_config, mask_size
+from maskrcnn_jax.settings import Settings, anchors_per_cell, from_config
 from maskrcnn_jax.types import Batch, Detections, Losses, Proposals, Samples
 
 
@@ -254,7 +254,8 @@ def forward_train(
     logits, deltas = model.apply(variables, pyramid, method=model.propose)
     frozen = jax.lax.stop_gradient((logits, deltas))
     has_masks = model.mask_head is not None
-    stage = per_device(lambda *args: _assign(s, has_masks, *args), mesh)
+    heatmap_size = UPSCALE * s.keypoint_pool_size
+    stage = per_device(lambda *args: assign(s, has_masks, heatmap_size, *args), mesh)
     rpn, samples, roi_deltas, mask_goals, keypoint_goals, num_proposals = stage(
         *frozen, batch, keys
     )
@@ -377,67 +378,3 @@ def _wanted_rows(
 
 def _apply_to_rows(head: nn.Module, train: bool, variables: Any, rows: tuple) -> Array:
     return head.apply(variables, *rows, train)
-
-
-def _assign(
-    s: Settings, has_masks: bool, logits: Array, deltas: Array, batch: Batch, keys: Array
-) -> tuple:
-    """All that training decides without gradient: anchors, proposals, rois, their targets."""
-    canvas = batch.images.shape[1:3]
-
-    def one_image(args: tuple) -> tuple:
-        logits, deltas, image, key = args
-        rpn_key, roi_key = jax.random.split(key)
-        anchor_valid = anchor_ops.in_padded_image(
-            canvas, s.strides, anchors_per_cell(s), image.image_hw, s.size_divisor
-        )
-        anchors = selection.anchors_of(s, canvas, image.image_hw)
-        rpn = targets.rpn_targets(
-            jnp.concatenate(anchors),
-            anchor_valid,
-            image.gt_boxes,
-            image.gt_valid,
-            rpn_key,
-            s.rpn_iou_thresholds,
-            s.rpn_batch_per_image,
-            s.rpn_positive_fraction,
-            s.rpn_deltas_weights,
-        )
-        topk = (s.rpn_pre_nms_topk_train, s.rpn_post_nms_topk_train)
-        proposals = selection.propose(s, canvas, *topk, logits, deltas, image.image_hw)
-        gt_boxes = selection.to_convention(s, image.gt_boxes)
-        samples = targets.sample_rois(
-            proposals,
-            gt_boxes,
-            image.gt_classes,
-            image.gt_valid,
-            roi_key,
-            s.roi_iou_thresh,
-            s.roi_batch_per_image,
-            s.roi_positive_fraction,
-            s.num_classes,
-        )
-        roi_deltas = targets.box_targets(samples, gt_boxes, s.box_deltas_weights)
-        num_fg = max(1, int(s.roi_batch_per_image * s.roi_positive_fraction))
-        keypoints = targets.keypoint_targets(
-            selection.from_convention(s, samples.rois[:num_fg]),
-            samples.matched_idxs[:num_fg],
-            image.gt_keypoints,
-            UPSCALE * s.keypoint_pool_size,
-        )
-        keypoints = (keypoints[0], keypoints[1] & samples.fg[:num_fg, None])
-        if not has_masks:
-            return rpn, samples, roi_deltas, None, keypoints, proposals.valid.sum()
-        masks = targets.mask_targets(
-            samples.rois[:num_fg],
-            samples.matched_idxs[:num_fg],
-            image.gt_masks,
-            selection.to_convention(s, image.gt_frames),
-            mask_size(s),
-            crop=targets.cut_crop_resized if s.roi_pool == "crop" else targets.cut_aligned,
-        )
-        return rpn, samples, roi_deltas, masks, keypoints, proposals.valid.sum()
-
-    # One image after another bounds the memory of the IoU matrix and of the unpacked bitmaps.
-    slim = batch._replace(images=jnp.zeros((logits.shape[0],), jnp.uint8))
-    return jax.lax.map(one_image, (logits, deltas, slim, keys))
