@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 import tiny_coco
@@ -99,7 +100,7 @@ def test_hosts_make_parts_of_the_same_batch(records, fields):
     c = _config(**fields)
     parts = [_take(records, c, 4, host=(i, 2)) for i in range(2)]
     for whole, *of_hosts in zip(_take(records, c, 4), *parts, strict=True):
-        joined = type(whole)(*(np.concatenate(x) for x in zip(*of_hosts, strict=True)))
+        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *of_hosts)
         _assert_equal(whole, joined)
 
 
