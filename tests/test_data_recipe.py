@@ -1,5 +1,6 @@
 """All augmentations together, through the pipeline: determinism, canvases, objects in place."""
 
+import jax
 import numpy as np
 import pytest
 import tiny_coco
@@ -47,9 +48,9 @@ def test_a_batch_is_a_function_of_seed_and_step(records):
     later = _take(records, 1, c, start_step=3)
     hosts = [_take(records, 4, c, host=(i, 2)) for i in range(2)]
     for step, batch in enumerate(whole):
-        halves = zip(hosts[0][step], hosts[1][step], strict=True)
-        for name, value, parts in zip(batch._fields, batch, halves, strict=True):
-            np.testing.assert_array_equal(value, np.concatenate(parts), err_msg=name)
+        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(h[step] for h in hosts))
+        for name, value, parts in zip(batch._fields, batch, joined, strict=True):
+            np.testing.assert_array_equal(value, parts, err_msg=name)
     for batch, again in zip(whole[3:], later, strict=True):
         for name, value, same in zip(batch._fields, batch, again, strict=True):
             np.testing.assert_array_equal(value, same, err_msg=name)
