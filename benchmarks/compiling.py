@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.timing import Figures, Setting, Skipped
 
 _WHAT = ("inference", "train_step")
+SIDES = ("ours", "torchvision", "detectron2")
 
 
 def compile_time(setting: Setting) -> Iterator[Figures | Skipped]:
@@ -38,7 +39,7 @@ def memory(setting: Setting) -> Iterator[Figures | Skipped]:
     """The largest resident memory of a process that does nothing else; on GPUs, of the device."""
     for what in _WHAT:
         values = {}
-        for side in ["ours", *(["torchvision"] if setting.has("torchvision") else [])]:
+        for side in ("ours", *filter(setting.has, SIDES[1:])):
             if setting.small and side != "ours":
                 continue
             found = _child(setting, what, side, "")
@@ -111,17 +112,12 @@ def _ours(setting: Setting, what: str) -> tuple[Callable, int, Any]:
     return step, len(data.images), program
 
 
-def _torchvision(setting: Setting, what: str) -> Callable:
-    from benchmarks import inference, peers_torch, training
+def _peer(setting: Setting, what: str, side: str) -> Callable:
+    from benchmarks import inference, training
 
-    peers_torch.require("torchvision", setting.threads)
     if what == "inference":
-        peer = peers_torch.model(setting.hw, setting.device)
-        pictures = peers_torch.pictures(setting.batches[0], setting.hw)
-        inputs = peers_torch.tensors(pictures, setting.device)
-        peers_torch.set_threshold(setting, peer, inputs)
-        return inference.torch_network(setting, peer, inputs)
-    return training.torch_step(setting)
+        return inference.peer_network(setting, side)
+    return training.peer_step(setting, side)
 
 
 def _child(setting: Setting, what: str, side: str, cache: str) -> dict:
@@ -143,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     """One side of one subject in this process; prints one line of JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--what", choices=_WHAT, required=True)
-    parser.add_argument("--side", choices=("ours", "torchvision"), default="ours")
+    parser.add_argument("--side", choices=SIDES, default="ours")
     parser.add_argument("--cache", default="", help="folder of the compilation cache")
     parser.add_argument("--setting", default="{}", help="fields of Setting as JSON")
     args = parser.parse_args(argv)
@@ -168,10 +164,12 @@ def main(argv: list[str] | None = None) -> None:
         device = stats.get("peak_bytes_in_use", 0) / 2**20
     else:
         import torch
-        import torchvision  # noqa: F401
 
+        from benchmarks import peers_torch
+
+        peers_torch.require(args.side, setting.threads)
         imports, started = _resident(), time.perf_counter()
-        run = _torchvision(setting, args.what)
+        run = _peer(setting, args.what, args.side)
         ready = time.perf_counter() - started
         for _ in range(2):
             run()

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import peers_torch
-from benchmarks.timing import Case, Setting, Skipped
+from benchmarks import peers_detectron2, peers_torch
+from benchmarks.timing import Case, Setting, Skipped, Work
 from benchmarks.train_step import CLASSES, SMALL, Fields
 from maskrcnn_jax import runtime
 from maskrcnn_jax.models import mask_rcnn
@@ -50,18 +50,20 @@ def program(
 
 
 def _cases(setting: Setting, hw: tuple[int, int], batch: int) -> Iterator[Case | Skipped]:
-    peer, works, thresh = None, {}, 0.01
+    peer, network, pasted, thresh = None, {}, {}, 0.01
     # R50 is no small peer.
-    if setting.has("torchvision") and not setting.small:
+    if setting.peers and not setting.small:
+        images = peers_torch.pictures(batch, hw)
         peer = peers_torch.model(hw, setting.device)
-        inputs = peers_torch.tensors(peers_torch.pictures(batch, hw), setting.device)
+        inputs = peers_torch.tensors(images, setting.device)
         thresh = peers_torch.set_threshold(setting, peer, inputs)
-        works = peers_torch.variants(setting, peer, hw)
+        network, pasted = _peer_works(setting, peer, images, inputs)
     run, args = program(setting, batch, peer, thresh)
     name = f"inference, {batch} x {hw[0]}x{hw[1]}, {setting.dtype}"
-    network = {key: torch_network(setting, model, inputs) for key, model in works.items()}
     ours = lambda: jax.block_until_ready(run(*args))  # noqa: E731
-    note = f"{int(ours().valid.sum())} objects"
+    counts = {"ours": int(ours().valid.sum())}
+    counts |= {key: sum(map(len, work())) for key, work in network.items()}
+    note = "objects: " + ", ".join(f"{key} {count}" for key, count in counts.items())
     yield Case(f"{name}, network alone", ours, network, images=batch, note=note)
     try:
         from maskrcnn_jax import conventions
@@ -69,9 +71,25 @@ def _cases(setting: Setting, hw: tuple[int, int], batch: int) -> Iterator[Case |
         yield Skipped(f"{name}, with pasted masks", str(error))
         return
     paste = conventions.PASTE_RULES["torchvision"].paste
-    pasted = {key: _pasted(setting, model, inputs) for key, model in works.items()}
     ours = lambda: _paste_all(jax.device_get(run(*args)), hw, paste)  # noqa: E731
     yield Case(f"{name}, with pasted masks", ours, pasted, images=batch)
+
+
+def _peer_works(
+    setting: Setting, peer: Any, images: np.ndarray, inputs: list
+) -> tuple[dict[str, Work], dict[str, Work]]:
+    """The network alone and all, of each peer; they return the masks of each picture."""
+    network, pasted = {}, {}
+    if setting.has("torchvision"):
+        for name, model in peers_torch.variants(setting, peer, images.shape[1:3]).items():
+            network[name] = torch_network(setting, model, inputs)
+            pasted[name] = _pasted(setting, model, inputs)
+    if setting.has("detectron2"):
+        model = peers_detectron2.model(peer, setting.device)
+        inputs = peers_detectron2.inputs(images, setting.device)
+        network["detectron2"] = peers_detectron2.network(setting, model, inputs)
+        pasted["detectron2"] = peers_detectron2.pasted(setting, model, inputs)
+    return network, pasted
 
 
 def _paste_all(found: Detections, hw: tuple[int, int], paste: Callable) -> list[np.ndarray]:
@@ -82,6 +100,20 @@ def _paste_all(found: Detections, hw: tuple[int, int], paste: Callable) -> list[
         whole[top : top + crop.shape[0], left : left + crop.shape[1]] = crop > 0.5
         masks.append(whole)
     return masks
+
+
+def peer_network(setting: Setting, side: str) -> Work:
+    """The network alone of one peer, which is all that stays in memory."""
+    hw, images = setting.hw, peers_torch.pictures(setting.batches[0], setting.hw)
+    if side == "detectron2":
+        peer = peers_detectron2.model(peers_torch.model(hw, "cpu"), setting.device)
+        inputs = peers_detectron2.inputs(images, setting.device)
+        peers_detectron2.set_threshold(setting, peer, inputs)
+        return peers_detectron2.network(setting, peer, inputs)
+    peer = peers_torch.model(hw, setting.device)
+    inputs = peers_torch.tensors(images, setting.device)
+    peers_torch.set_threshold(setting, peer, inputs)
+    return torch_network(setting, peer, inputs)
 
 
 def _pasted(setting: Setting, model: Any, inputs: list) -> Callable:
@@ -96,7 +128,7 @@ def _pasted(setting: Setting, model: Any, inputs: list) -> Callable:
 
 
 def torch_network(setting: Setting, model: Any, inputs: list) -> Callable:
-    """torchvision's model up to the masks in the frames of their boxes."""
+    """torchvision's model up to the masks in the frames of their boxes, which it returns."""
     import torch
 
     paste = model.transform.postprocess
@@ -105,7 +137,7 @@ def torch_network(setting: Setting, model: Any, inputs: list) -> Callable:
         model.transform.postprocess = lambda found, *sizes: found
         try:
             with torch.no_grad(), peers_torch.autocast(setting):
-                return model.eval()(inputs)
+                return [found["masks"] for found in model.eval()(inputs)]
         finally:
             model.transform.postprocess = paste
 

@@ -1,4 +1,4 @@
-"""Single operations: ROIAlign, NMS, matching anchors, pasting masks; against torchvision's."""
+"""Single operations: ROIAlign, NMS, matching anchors, pasting masks; against the peers'."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

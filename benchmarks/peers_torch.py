@@ -1,5 +1,7 @@
 """torchvision's Mask R-CNN with the same weights as ours, on the same random pictures.
 
+Its weights are those of all sides, and its score threshold, too.
+
 Random weights behind frozen norms grow until boxes overflow, so the last norm of each residual
 block is set to 0.2; and they give flat class distributions, so the score threshold is set where
 about 1000 candidates enter the last NMS, as a trained model's on a busy photograph.
@@ -21,7 +23,10 @@ CANDIDATES = 1000
 def require(name: str, threads: int) -> None:
     """Imports a peer. Raises ImportError, which the caller reports as a skipped peer."""
     if name == "detectron2":
-        import detectron2  # noqa: F401
+        # All that its cases take: the bare package would let half an installation pass.
+        import detectron2.model_zoo  # noqa: F401
+
+        import maskrcnn_jax.weights.exporter  # noqa: F401
     import torch
     import torchvision  # noqa: F401
 
@@ -91,19 +96,28 @@ def autocast(setting: Setting) -> Any:
 
 
 def set_threshold(setting: Setting, peer: Any, images: list) -> float:
-    """Sets the score that CANDIDATES scores of the first image exceed, and returns it."""
+    """Sets the score that CANDIDATES scores of an image exceed on average, and returns it."""
     import torch
 
+    def run() -> None:
+        with torch.no_grad(), autocast(setting):
+            peer.eval()(images)
+
+    found = threshold(peer.roi_heads.box_predictor, run, slice(1, None), len(images))
+    peer.roi_heads.score_thresh = found
+    return found
+
+
+def threshold(predictor: Any, run: Callable, foreground: slice, images: int) -> float:
+    """The score that CANDIDATES scores an image exceed, as `run` makes them in `predictor`."""
     seen: list = []
     keep = lambda module, inputs, outputs: seen.append(outputs[0])  # noqa: E731
-    hook = peer.roi_heads.box_predictor.register_forward_hook(keep)
-    with torch.no_grad(), autocast(setting):
-        peer.eval()(images)
+    hook = predictor.register_forward_hook(keep)
+    run()
     hook.remove()
-    scores = seen[0].float().softmax(-1)[:, 1:].flatten()
-    place = max(scores.numel() - CANDIDATES * len(images), 0)
-    peer.roi_heads.score_thresh = float(scores.cpu().kthvalue(place + 1).values)
-    return peer.roi_heads.score_thresh
+    scores = seen[0].float().softmax(-1)[:, foreground].flatten()
+    place = max(scores.numel() - CANDIDATES * images, 0)
+    return float(scores.detach().cpu().kthvalue(place + 1).values)
 
 
 def pictures(batch: int, hw: tuple[int, int]) -> np.ndarray:

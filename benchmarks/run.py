@@ -6,6 +6,7 @@
     python -m benchmarks.run --device gpu --dtype bfloat16 --batches 1,16 --train-batch 16
     python -m benchmarks.run --small                           # a minute; says nothing about speed
 
+Detectron2 0.6 does the same work as torchvision, which it needs, and imports pkg_resources.
 Subjects and peers that lack a package are skipped and named. A ratio below 1 means that ours is
 faster; only ratios of one run mean something. Both sides get the same inputs, weights and threads.
 """

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import peers_torch
-from benchmarks.timing import Case, Setting
+from benchmarks import peers_detectron2, peers_torch
+from benchmarks.timing import Case, Setting, Work
 from benchmarks.train_step import CLASSES, SMALL, Fields, optim_fields, synthetic_batch
 from maskrcnn_jax import runtime
 from maskrcnn_jax.models import mask_rcnn
@@ -24,13 +24,9 @@ def cases(setting: Setting) -> Iterator[Case]:
     data = _batch(setting)
     peer, works = None, {}
     # R50 is no small peer.
-    if setting.has("torchvision") and not setting.small:
-        hw = data.images.shape[1:3]
-        peer = peers_torch.model(hw, setting.device)
-        inputs = peers_torch.tensors(np.asarray(data.images), setting.device)
-        targets = _targets(data, setting.device)
-        models = peers_torch.variants(setting, peer, hw)
-        works = {key: _step(setting, model, inputs, targets) for key, model in models.items()}
+    if setting.peers and not setting.small:
+        peer = peers_torch.model(data.images.shape[1:3], setting.device)
+        works = _peer_works(setting, peer, data)
     run, (state, placed) = program(setting, peer, data)
 
     def ours() -> float:
@@ -75,12 +71,39 @@ def program(
     return step.lower(*args).compile(runtime.compiler_options()), args
 
 
-def torch_step(setting: Setting) -> Callable:
-    """torchvision's step alone."""
+def peer_step(setting: Setting, side: str) -> Work:
+    """The step of one peer, which is all that stays in memory."""
     data = _batch(setting)
+    if side == "detectron2":
+        return _detectron2_step(setting, peers_torch.model(data.images.shape[1:3], "cpu"), data)
     peer = peers_torch.model(data.images.shape[1:3], setting.device)
+    return _torch_steps(setting, {side: peer}, data)[side]
+
+
+def _peer_works(setting: Setting, peer: Any, data: Batch) -> dict[str, Work]:
+    works = {}
+    if setting.has("torchvision"):
+        models = peers_torch.variants(setting, peer, data.images.shape[1:3])
+        works = _torch_steps(setting, models, data)
+    if setting.has("detectron2"):
+        works["detectron2"] = _detectron2_step(setting, peer, data)
+    return works
+
+
+def _torch_steps(setting: Setting, models: dict[str, Any], data: Batch) -> dict[str, Work]:
     inputs = peers_torch.tensors(np.asarray(data.images), setting.device)
-    return _step(setting, peer, inputs, _targets(data, setting.device))
+    targets = _targets(data, setting.device)
+    return {
+        name: _step(setting, model, lambda model=model: model(inputs, targets))
+        for name, model in models.items()
+    }
+
+
+def _detectron2_step(setting: Setting, reference: Any, data: Batch) -> Work:
+    model = peers_detectron2.model(reference, setting.device)
+    targets = _targets(data, setting.device)
+    inputs = peers_detectron2.inputs(np.asarray(data.images), setting.device, targets)
+    return _step(setting, model, peers_detectron2.losses(model, inputs))
 
 
 def _batch(setting: Setting) -> Batch:
@@ -116,7 +139,7 @@ def _targets(data: Batch, device: str) -> list[dict]:
     return targets
 
 
-def _step(setting: Setting, model: Any, inputs: list, targets: list) -> Callable:
+def _step(setting: Setting, model: Any, losses: Callable[[], dict]) -> Work:
     import torch
 
     model.train()
@@ -125,7 +148,7 @@ def _step(setting: Setting, model: Any, inputs: list, targets: list) -> Callable
 
     def step() -> float:
         with peers_torch.autocast(setting):
-            total = sum(model(inputs, targets).values())
+            total = sum(losses().values())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
