@@ -53,10 +53,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Parses, measures, prints, writes; returns what was written."""
     args = _parser().parse_args(argv)
     subjects = _subjects(args.what)
-    if args.device == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    elif jax.default_backend() == "cpu":
-        raise SystemExit("--device gpu: JAX finds no GPU here; install jax[cuda12]")
+    use_device(args.device)
     console = Console(width=150)
     peers, skipped = _peers(args)
     for name, reason in skipped.items():
@@ -67,7 +64,29 @@ def main(argv: list[str] | None = None) -> dict:
         results.append(measure(item, args.rounds, setting.warm_up))
         for line in rows(results[-1:]):
             console.print("   ".join(line), highlight=False)
-    report = {
+    report = head(args, skipped) | {"results": results}
+    table = Table("case", "ours", "peer", "ours / peer: median (range)")
+    for line in rows(results):
+        table.add_row(*line)
+    console.print(table)
+    path = args.json or (None if args.small else _path(report, args.device))
+    if path:
+        write(path, report)
+        console.print(f"written: {path}")
+    return report
+
+
+def use_device(device: str) -> None:
+    """Makes JAX compute on "cpu" or "gpu". Raises SystemExit where it finds no GPU."""
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    elif jax.default_backend() == "cpu":
+        raise SystemExit("--device gpu: JAX finds no GPU here; install jax[cuda12]")
+
+
+def head(args: argparse.Namespace, skipped: dict[str, str]) -> dict:
+    """What a report begins with: when, what and where. args: with `threads`; all are named."""
+    return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads",
@@ -76,17 +95,15 @@ def main(argv: list[str] | None = None) -> dict:
         "versions": _versions(),
         "arguments": {k: str(v) for k, v in vars(args).items()},
         "skipped": skipped,
-        "results": results,
     }
-    table = Table("case", "ours", "peer", "ours / peer: median (range)")
-    for line in rows(results):
-        table.add_row(*line)
-    console.print(table)
-    path = args.json or (None if args.small else _path(report, args.device))
-    if path:
-        _write(path, report)
-        console.print(f"written: {path}")
-    return report
+
+
+def write(path: Path, report: dict) -> None:
+    """Writes JSON, which is there whole or not at all; makes the folders around it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.tmp")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    os.replace(part, path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,9 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of peers and input")
     parser.add_argument("--peers", default="torchvision,detectron2")
     parser.add_argument("--batches", help="batch sizes of inference, by commas; 1,8")
-    parser.add_argument("--size", type=_size, default=(800, 1216), help="of inference: 800x1216")
+    parser.add_argument("--size", type=size, default=(800, 1216), help="of inference: 800x1216")
     parser.add_argument("--train-batch", type=int, default=2)
-    parser.add_argument("--train-size", type=_size, default=(512, 512))
+    parser.add_argument("--train-size", type=size, default=(512, 512))
     parser.add_argument("--torch-compile", action="store_true", help="a further peer, compiled")
     parser.add_argument("--annotations", default="", help="COCO JSON of the input pipeline")
     parser.add_argument("--images", default="", help="folder of its pictures")
@@ -111,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
+    """(height, width) of a text like 800x1216."""
     height, width = text.split("x")
     return int(height), int(width)
 
@@ -168,9 +186,13 @@ def _items(subjects: list[str], setting: Setting) -> Iterator[Case | Figures | S
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    """Of this checkout; "" where there is none, or no git."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
     return done.stdout.strip()
 
 
@@ -187,13 +209,6 @@ def _versions() -> dict[str, str]:
 def _path(report: dict, device: str) -> Path:
     moment = report["date"].replace(":", "").replace("+0000", "")
     return RESULTS / f"{moment}-{device}.json"
-
-
-def _write(path: Path, report: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.tmp")
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(part, path)
 
 
 if __name__ == "__main__":
