@@ -41,8 +41,8 @@ def frame_bitmap(
 ) -> tuple[Float32[np.ndarray, "4"], Bool[np.ndarray, "S S"]]:
     """Returns the tight pixel bounds of a mask that is not empty (xyxy), and its cells in them.
 
-    Cells that are covered by half are set. A line that is thinner than the cells would crumble by
-    that or vanish: where the cells set hold less than half of the object, thinner ones are set, too.
+    Cells that are covered by half are set. A line that is thinner than they would crumble by that,
+    or vanish: where the cells set hold less than half of the object, less covered ones are, too.
     """
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     frame = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
