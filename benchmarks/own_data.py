@@ -262,7 +262,8 @@ def _fields(size: int, most: int, args: argparse.Namespace) -> dict[str, Any]:
     if args.init:
         path = Path(args.init)
         return fields | {"init.checkpoint": path.absolute() if path.exists() else args.init}
-    return fields | {"optim.stages": ((0.0, ".*"),), "optim.layer_decay": 1.0}
+    at_once = {"optim.stages": ((0.0, ".*"),), "optim.layer_decay": 1.0}
+    return fields | at_once | {"init.heads": "strict"}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -158,10 +158,11 @@ def get_config() -> ml_collections.ConfigDict:
     d.blur_sigma = (0.3, 2.0)  # pixels of the resized picture, smallest and largest
     d.jpeg = 0.0  # write and read as JPEG
     d.jpeg_quality = (40, 95)  # 1 to 100, worst and best
-    # Albumentations of your own, before all others; JSON text or the name of its file, such as
-    # '[["ImageCompression", {"quality_range": [40, 90]}], ["RandomRain", {"p": 0.2}]]'. In
-    # num_workers processes. Needs the extra: pip install 'maskrcnn_jax[albumentations]'
-    d.albumentations = ""
+    # Albumentations of your own, before all others: a list such as
+    # [("ImageCompression", {"quality_range": (40, 90)}), ("RandomRain", {"p": 0.2})], as it stands
+    # or as text, of Python or JSON; or the name of a file of that. In num_workers processes. Needs
+    # the extra: pip install 'maskrcnn_jax[albumentations]'
+    d.albumentations = ml_collections.FieldReference("", field_type=object)
     d.shapes_train = 512  # images that "shapes" generates
     d.shapes_val = 64
     d.limit = 0  # use the first n training images by id; 0: all

@@ -51,10 +51,15 @@ def get_config():
     o.clip_norm = 10.0  # random heads give large gradients at first
 
     # Random heads would pull the backbone to and fro before they know what they want: at first
-    # everything but the backbone learns, then its last two stages, too, then all above freeze_at.
-    # And the nearer a block is to the image, the more general is what it knows and the slower it
-    # learns: ResNet-50's last block at 0.85 of the rate, res4's first at 0.85**9 = 0.23.
-    o.stages = ((0.0, r"^(?!backbone/)"), (0.15, r"^backbone/(res|conv)[45]"), (0.4, r".*"))
+    # everything but the backbone learns, then its last two stages, too, then all above freeze_at
+    # (of C4, shared_head is the last stage). And the nearer a block is to the image, the more
+    # general is what it knows and the slower it learns: ResNet-50's last block at 0.85 of the rate,
+    # res4's first at 0.85**9 = 0.23.
+    o.stages = (
+        (0.0, r"^(?!backbone/|shared_head/)"),
+        (0.15, r"^(backbone|shared_head)/(res|conv)[45]"),
+        (0.4, r".*"),
+    )
     o.layer_decay = 0.85
 
     # Each picture is seen 30 times, and a small set more often: 500 steps at least. By that come

@@ -45,7 +45,7 @@ def get_config():
     o.base_lr = 1e-3
     o.base_batch = 4
     o.weight_decay = 1e-2
-    o.stages = ((0.0, r"^(?!backbone/)"), (0.1, r".*"))
+    o.stages = ((0.0, r"^(?!backbone/|shared_head/)"), (0.1, r".*"))
     o.layer_decay = 0.95
 
     c.train.batch_size = 4

@@ -25,6 +25,9 @@ from maskrcnn_jax.errors import UserError
 
 ConfigDict = ml_collections.ConfigDict
 
+# Texts of JSON; a config file, being Python, may give the list itself.
+JSON_TEXTS = ("data.albumentations",)
+
 
 def load(
     path: str | os.PathLike, overrides: Iterable[str] = (), *, schema: ConfigDict
@@ -206,6 +209,8 @@ def _parse(text: str, default: Any) -> Any:
 def _convert(value: Any, default: Any, field: str, source: str | Path) -> Any:
     """Returns the value in the type of the default: ints serve as floats, lists as tuples."""
     try:
+        if field in JSON_TEXTS and isinstance(value, tuple | list):
+            value = json.dumps(value)
         return _as_type(value, default)
     except TypeError:
         raise UserError(

@@ -126,7 +126,8 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
     if errors:  # the rules below compare fields that are sound by themselves
         return errors, []
     rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
-    rules += (_fine_tuning(fields), config_parts.trunk(fields), config_rules_data.check(fields))
+    rules += (_fine_tuning(fields), _start(fields, mode), config_parts.trunk(fields))
+    rules += (config_rules_data.check(fields),)
     errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 
@@ -309,6 +310,15 @@ def _fine_tuning(fields: Fields) -> Iterator[str]:
         yield (
             "init.heads='match' takes the class heads by name and init.skip_heads=True leaves them "
             "random; set init.skip_heads=false, or init.heads=strict"
+        )
+
+
+def _start(fields: Fields, mode: str) -> Iterator[str]:
+    if mode == "train" and fields["init.heads"] == "match" and not fields["init.checkpoint"]:
+        yield (
+            "init.heads='match' takes the class heads of weights, but init.checkpoint is empty; "
+            "set init.checkpoint to a file, a run of yours or a name such as "
+            "detectron2/mask_rcnn_R_50_FPN_3x, or init.heads=strict to start at random"
         )
 
 

@@ -46,7 +46,7 @@ def read_run(config: ConfigDict, say: Say) -> Imported | None:
     run's, and so must the classes. say: gets one line.
     """
     path = config.init.checkpoint
-    if config.init.heads != "match" or not _is_own(Path(path).expanduser()) or not path:
+    if not path or config.init.heads != "match" or not _is_own(Path(path).expanduser()):
         return None
     imported = importer.import_weights(path)
     say(f"{path}: a run, {len(imported.classes['names'])} classes")
@@ -64,10 +64,7 @@ def adopt_preset(config: ConfigDict, imported: Imported, say: Say, evaluates: bo
         return
     bare = imported.spec is not None and imported.spec.num_classes is None
     names = _adopted(config, whole=not bare, evaluates=evaluates)
-    # A run of an older version lacks the fields that came later: these stay the config's.
-    theirs = imported.config["model"]
-    fields = {f: _tuples(theirs[f]) for f in names if f in theirs}
-    _replace(config, {"model": fields}, say)
+    _replace(config, {"model": _known(imported.config["model"], names)}, say)
     if evaluates:
         rule = {"resize_rule": imported.config["data"]["resize_rule"]}
         _replace(config, {"data": rule, "eval": imported.config["eval"]}, say)
@@ -82,7 +79,7 @@ def keep_preset(config: ConfigDict, saved: Mapping[str, Any], say: Say) -> None:
     if not i.checkpoint or not i.use_preset or (_is_own(path) and i.heads != "match"):
         return
     names = _adopted(config, whole=True, evaluates=False)
-    _replace(config, {"model": {f: _tuples(saved["model"][f]) for f in names}}, say)
+    _replace(config, {"model": _known(saved["model"], names)}, say)
 
 
 def load_initial(
@@ -159,6 +156,11 @@ def _adopted(config: ConfigDict, whole: bool, evaluates: bool) -> tuple[str, ...
         return BACKBONE_FIELDS
     kept = ("dtype", "remat", "freeze_at") if evaluates else TRAINING_FIELDS
     return tuple(name for name in config.model if name not in kept)
+
+
+def _known(model: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """These fields of a saved group `model`, without those that came after its version."""
+    return {f: _tuples(model[f]) for f in names if f in model}
 
 
 def _replace(config: ConfigDict, groups: Mapping[str, Mapping[str, Any]], say: Say) -> None:

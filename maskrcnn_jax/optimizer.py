@@ -73,11 +73,13 @@ def block_distances(params: Any) -> Any:
     """A tree like `params`: 0 outside the backbone, 1 in its last block, 2 before that, ...
 
     Blocks are the backbone's members in the order of the numbers in their names; the stem, without
-    a number, is the farthest. ResNet-50 has 16 of them and its stem is 17 away. Layer-wise decay of
+    a number, is the farthest. ResNet-50 has 16 of them and its stem is 17 away. C4's shared head is
+    the backbone's last stage and counts as such. Layer-wise decay of
     the rate by such a distance: arXiv 2106.08254 (BEiT), there per transformer layer.
     """
-    blocks = sorted(params.get("backbone", {}), key=place_of, reverse=True)
-    distance = {f"backbone/{name}": n for n, name in enumerate(blocks, 1)}
+    rooms = ("backbone", "shared_head")
+    blocks = [(place_of(name), f"{room}/{name}") for room in rooms for name in params.get(room, {})]
+    distance = {path: n for n, (_, path) in enumerate(sorted(blocks, reverse=True), 1)}
 
     def value(path: tuple, _: Any) -> int:
         return distance.get("/".join(parameter_path(path).split("/")[:2]), 0)

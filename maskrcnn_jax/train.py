@@ -115,14 +115,31 @@ class _Run:
     def _adopt_preset(self) -> initial.Imported | None:
         """Brings the config into agreement with foreign weights, before the model is built."""
         config, say = self.config, self.log.say
+        if not config.init.checkpoint:
+            return None
+        before, imported = config_lib.validate(config), None
         if self.start:
             saved = checkpoint.read_meta(self.store.folder / str(self.start))["config"]
             initial.keep_preset(config, saved, say)
-            return None
-        imported = initial.read_foreign(config, say) or initial.read_run(config, say)
-        if imported is not None:
-            initial.adopt_preset(config, imported, say)
+        else:
+            imported = initial.read_foreign(config, say) or initial.read_run(config, say)
+            if imported is not None:
+                initial.adopt_preset(config, imported, say)
+        self._check_adopted(before)
         return imported
+
+    def _check_adopted(self, before: list[str]) -> None:
+        """Checks the config anew; `before`: the warnings that were told of it already."""
+        try:
+            warnings = config_lib.validate(self.config)
+        except UserError as error:
+            raise UserError(
+                f"{self.config.init.checkpoint}: with the model fields of these weights, which "
+                f"init.use_preset takes over, the config does not hold:\n{error}"
+            ) from error
+        for warning in warnings:
+            if warning not in before:
+                self.log.say(f"WARNING: {warning}")
 
     def _fresh_state(self) -> TrainState:
         config, say = self.config, self.log.say
@@ -132,6 +149,8 @@ class _Run:
             start = self.imported, say, self.log.table
             variables = initial.load_initial(config, variables, self.train_data, *start)
             self.imported = None
+        elif not self.start:
+            say("init.checkpoint is empty: no weights are loaded, all start at random")
         count = sum(x.size for x in jax.tree.leaves(variables["params"]))
         say(f"{count / 1e6:.2f} M parameters, {len(self.classes['names'])} classes")
         say(

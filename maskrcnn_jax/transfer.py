@@ -37,8 +37,8 @@ def take(
     """Puts imported arrays into a model's random variables; class heads row by row, by name.
 
     names: of the data's classes. Rows of new classes stay random, the background's is taken.
-    Returns the variables, a table under HEADER of what was loaded, mapped and left fresh, and lines
-    that warn. Raises UserError where the architectures differ.
+    Returns the variables, a table under HEADER of what was loaded, mapped, left fresh or left out,
+    and lines that warn. Raises UserError where the architectures differ.
     """
     sources, lines = match_classes(imported, names)
     have, wanted = importer.flatten(imported.variables), importer.flatten(variables)
@@ -65,6 +65,9 @@ def take(
     if absent:
         number = sum(sizes[path] for path in absent)
         rows.append(_row("fresh", number, f"{_parts(absent)}: not in the weights"))
+    if spare := [path for path in importer.spare_head(have, wanted) if path.startswith("params/")]:
+        number = sum(have[path].size for path in spare)
+        rows.append(_row("left out", number, f"{_parts(spare)}: the model has no keypoints"))
     return filled, rows, lines
 
 

@@ -8,19 +8,21 @@
 MASKRCNN_FUZZ=1000 runs that many examples of each test; the default is small.
 """
 
+import contextlib
 import copy
 import json
 import math
 import os
 import random
 import re
+import shutil
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from maskrcnn_jax.data.formats import to_coco
+from maskrcnn_jax.data.formats import conversion, to_coco
 from maskrcnn_jax.data.formats.draft import Draft, Picture
 from maskrcnn_jax.errors import UserError
 
@@ -35,6 +37,8 @@ settings_for_fuzz = hypothesis.settings(
         hypothesis.HealthCheck.large_base_example,
     ],
 )
+
+settings_for_writes = hypothesis.settings(settings_for_fuzz, max_examples=max(EXAMPLES // 4, 10))
 
 # Names that must not be followed; a picture of the first name lies outside the folder.
 DECOY = "outside.png"
@@ -136,6 +140,20 @@ def check(draft: Draft, images: Path | None = None) -> None:
     json.dumps(coco, allow_nan=False)
     for a in coco["annotations"]:
         assert a["area"] > 0 and a["bbox"][2] > 0 and a["bbox"][3] > 0
+
+
+def convert(source: Path, kind: str, sandbox: Path) -> None:
+    """Converts into sandbox/out, or is refused; nothing in the sandbox may change but that."""
+    before = snapshot(sandbox)
+    out = sandbox / "out"
+    output, extract = out / "coco.json", kind == "labelme"
+    with contextlib.suppress(UserError):
+        conversion.convert([source], output, kind=kind, extract_images=extract)
+        assert json.loads(output.read_bytes())["annotations"]
+    after = snapshot(sandbox)
+    changed = {p for p in before | after if before.get(p) != after.get(p)}
+    assert all(Path(p).is_relative_to(out) for p in changed), changed
+    shutil.rmtree(out, ignore_errors=True)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

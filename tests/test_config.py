@@ -41,8 +41,10 @@ def write(folder, body, name="mine.py"):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_configs_load_validate_and_document_themselves(path):
     config = load(path=path)
-    if config.data.name == "coco":
-        config = load(*PATHS, path=path)
+    fields = PATHS if config.data.name == "coco" else ()
+    if config.init.heads == "match":
+        fields += ("init.checkpoint=run",)
+    config = load(*fields, path=path)
     config_lib.validate(config)
     assert config.is_locked
     text = path.read_text()
@@ -137,6 +139,20 @@ def test_mistakes_inside_a_config_file(tmp_path, body, words):
         load(path=path)
     for word in (str(path), *words):
         assert word in str(error.value)
+
+
+LIST = "[('ImageCompression', {'quality_range': (40, 90)}), ['RandomRain', {'p': 0.2}]]"
+LIST_AS_JSON = '[["ImageCompression", {"quality_range": [40, 90]}], ["RandomRain", {"p": 0.2}]]'
+
+
+def test_a_list_of_transforms_stands_in_the_file_as_python(tmp_path):
+    config = load(path=write(tmp_path, f"    c.data.albumentations = {LIST}\n"))
+    assert config.data.albumentations == LIST_AS_JSON
+    config_lib.save(config, tmp_path / "config.json")
+    assert config_lib.diff(load(path=tmp_path / "config.json"), config) == []
+    for value in ("3", "[print]"):
+        with pytest.raises(UserError, match=r"data\.albumentations.*expected a text"):
+            load(path=write(tmp_path, f"    c.data.albumentations = {value}\n"))
 
 
 def test_a_partial_config_keeps_the_defaults(tmp_path):
@@ -295,6 +311,16 @@ def test_validate_pairs_of_fields():
             config_lib.validate(load(*PATHS, *overrides))
     assert config_lib.validate(load(*PATHS, "model.norm=batch", "model.freeze_at=0")) == []
     assert config_lib.validate(load(*PATHS, "init.checkpoint=run")) == []
+
+
+def test_class_heads_without_weights_are_refused():
+    """Fine-tuning that forgets its weights would train frozen random layers for hours."""
+    config = load(*PATHS, path=ROOT / "configs" / "finetune.py")
+    with pytest.raises(UserError, match=r"init\.checkpoint is empty.*init\.heads=strict"):
+        config_lib.validate(config)
+    config_lib.validate(config, "evaluate")
+    config = load(*PATHS, "init.heads=strict", path=ROOT / "configs" / "finetune.py")
+    assert "random weights stay unnormalised" in config_lib.validate(config)[0]
 
 
 def test_validate_tells_all_mistakes_at_once():

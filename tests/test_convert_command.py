@@ -1,15 +1,21 @@
 """`maskrcnn convert` as people call it: what it prints, writes, refuses."""
 
 import json
+from pathlib import Path
 
 import format_samples as samples
 import pytest
 from PIL import Image
 
+from configs import common
 from maskrcnn_jax import cli
+from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.data.coco import load_coco
 from maskrcnn_jax.data.formats import conversion, registry
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.weights import zoo
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -39,6 +45,12 @@ def test_one_file(folder, capsys):
     assert all(text in out for text in ("note class-key: 1", "note line: 1", "error point: 1"))
     assert f"--config.data.train.annotations={output}" in out
     assert f"--config.data.train.images={folder / 'in'}" in out
+    _, line = out.split("train:  python main.py --config ")
+    path, *fields = line.replace("\\\n", " ").split()
+    fields = [field.removeprefix("--config.") for field in fields]
+    config = config_lib.load(ROOT / path, fields, schema=common.get_config())
+    config_lib.validate(config)
+    assert config.init.checkpoint in zoo.ZOO
     assert len(load_coco(output, str(folder / "in")).inst_id) == 18
 
 

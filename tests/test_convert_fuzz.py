@@ -3,7 +3,6 @@
 import base64
 import io
 import itertools
-import json
 
 import hypothesis
 import mutate
@@ -21,7 +20,7 @@ from format_samples import (
 )
 from PIL import Image
 
-from maskrcnn_jax.data.formats import conversion, registry
+from maskrcnn_jax.data.formats import registry
 from maskrcnn_jax.data.formats.draft import Options
 from maskrcnn_jax.errors import UserError
 
@@ -109,24 +108,11 @@ def test_nothing_is_written_elsewhere(name, sandbox):
     sample, source = make(), sandbox / "in" / file_name
     strategy = mutate.text_files if isinstance(sample, str) else mutate.json_files
 
-    @hypothesis.settings(mutate.settings_for_fuzz, max_examples=max(mutate.EXAMPLES // 4, 10))
+    @mutate.settings_for_writes
     @hypothesis.given(content=strategy(sample))
     def spoil(content):
         source.write_bytes(content)
-        before = mutate.snapshot(sandbox)
-        output = sandbox / "out" / "coco.json"
-        try:
-            extract = kind == "labelme"
-            conversion.convert([source], output, kind=kind, extract_images=extract)
-            assert json.loads(output.read_bytes())["annotations"]
-        except UserError:
-            pass
-        after = mutate.snapshot(sandbox)
-        outside = str(sandbox / "out")
-        changed = {p for p in before | after if before.get(p) != after.get(p)}
-        assert all(p.startswith(outside) for p in changed), changed
-        for path in sorted((sandbox / "out").rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
+        mutate.convert(source, kind, sandbox)
 
     spoil()
 

@@ -79,24 +79,29 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILT)
-def test_spoilt_files(name, tmp_path):
-    kind, make, spoilt, strategy = SPOILT[name]
+def prepare(name, tmp_path):
+    """Fills tmp_path/in, and a decoy beside it; the file to spoil, and what to put there."""
+    _, make, spoilt, strategy = SPOILT[name]
     folder = tmp_path / "in"
     folder.mkdir()
     make(folder)
     photo(tmp_path / mutate.DECOY, seed=9)
     file = folder / spoilt
-    good = file.read_bytes()
     if strategy is mutate.json_files:
-        sample = registry.reading.read_json(file)
-    else:
-        sample = good if strategy is mutate.byte_files else good.decode()
+        return file, strategy(registry.reading.read_json(file))
+    good = file.read_bytes()
+    return file, strategy(good if strategy is mutate.byte_files else good.decode())
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_spoilt_files(name, tmp_path):
+    kind, folder = SPOILT[name][0], tmp_path / "in"
+    file, contents = prepare(name, tmp_path)
     counter, read = itertools.count(), []
     others = {p: c for p, c in mutate.snapshot(tmp_path).items() if p != str(file)}
 
     @mutate.settings_for_fuzz
-    @hypothesis.given(content=strategy(sample))
+    @hypothesis.given(content=contents)
     def spoil(content):
         next(counter)
         file.write_bytes(content)
@@ -110,6 +115,22 @@ def test_spoilt_files(name, tmp_path):
     assert len(read) > next(counter) / 10 and max(read) > 0
     after = {p: c for p, c in mutate.snapshot(tmp_path).items() if p != str(file)}
     assert after == others
+
+
+ONE_OF_A_KIND = {kind: name for name, (kind, *_) in reversed(SPOILT.items())}
+
+
+@pytest.mark.parametrize("kind", ONE_OF_A_KIND)
+def test_nothing_is_written_elsewhere(kind, tmp_path):
+    file, contents = prepare(ONE_OF_A_KIND[kind], tmp_path)
+
+    @mutate.settings_for_writes
+    @hypothesis.given(content=contents)
+    def spoil(content):
+        file.write_bytes(content)
+        mutate.convert(tmp_path / "in", kind, tmp_path)
+
+    spoil()
 
 
 def test_kinds_are_told_apart(tmp_path):

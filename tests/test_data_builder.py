@@ -1,10 +1,12 @@
 """Prepared records: what they hold, that they are cached, and what masks lose on the way."""
 
 import io
+import itertools
 import json
 import os
 from pathlib import Path
 
+import augment_cases as cases
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -15,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from maskrcnn_jax.data import builder
-from maskrcnn_jax.data.bitmaps import average_areas, instance_bitmap
+from maskrcnn_jax.data.bitmaps import average_areas, frame_bitmap, instance_bitmap
 from maskrcnn_jax.data.builder import decode_image, download_coco_2017, prepare
 from maskrcnn_jax.data.coco import instance_mask, load_coco
 from maskrcnn_jax.errors import UserError
@@ -177,6 +179,46 @@ def test_thin_and_empty_masks(tmp_path, caplog):
     records = prepare(data, tmp_path / "cache", on_bad_image="skip", progress=False)
     assert records.num_skipped_instances == 1 and records[0]["ids"].tolist() == [1]
     assert "1 bad objects skipped" in caplog.text
+
+
+def stripe(length, width, degrees):
+    """Whether each pixel's centre is in a rectangle of these sides, turned by an angle."""
+    y, x = np.mgrid[:length, :length] - (length - 1) / 2
+    angle = np.deg2rad(degrees)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    return (np.abs(along) < length / 2) & (np.abs(across) < width / 2)
+
+
+@pytest.mark.parametrize(("width", "degrees"), [(1.5, 45), (2, 30), (1.5, 20), (1, 15)])
+def test_a_line_thinner_than_the_cells_stays_whole(width, degrees):
+    """No cell is half covered, or too few are: without them the line would vanish or crumble."""
+    mask = stripe(900, width, degrees)
+    frame, cells = frame_bitmap(mask, 112)
+    np.testing.assert_array_equal(frame, cases.bounds(mask))
+    x0, y0, x1, y1 = frame.astype(int)
+    half = average_areas(mask[y0:y1, x0:x1], 112) >= 0.5
+    assert half.sum() < cells.sum() / 10
+    rows = np.arange(112)[cells.any(1)]
+    spans = [(row[0], row[-1]) for row in map(np.flatnonzero, cells[rows])]
+    assert len(rows) == 112
+    assert all(a[1] >= b[0] - 1 and b[1] >= a[0] - 1 for a, b in itertools.pairwise(spans))
+    found = paste_binary(cells.astype(np.float32), frame, mask.shape)
+    assert (found & mask).sum() / (found | mask).sum() > 0.4
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 60), st.integers(1, 60))))
+@settings(max_examples=60)
+def test_what_has_a_pixel_has_a_cell(mask):
+    if mask.any():
+        assert frame_bitmap(mask, 8)[1].any()
+
+
+def test_a_thin_object_is_prepared(tmp_path):
+    hw = (900, 900)
+    thin = tiny_coco.rle_annotation(1, 5, 3, stripe(900, 2, 45), compressed=True)
+    path, images = tiny_coco.write(tmp_path, {5: hw}, [thin])
+    records = _prepare(path, images, tmp_path / "cache")
+    assert np.unpackbits(records[0]["masks"]).any()
 
 
 def test_mask_side_is_checked(tmp_path):

@@ -6,10 +6,11 @@ import sys
 import augment_cases as cases
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny_coco
 
 from configs.common import get_config
-from maskrcnn_jax.data import user_transforms
+from maskrcnn_jax.data import augment_geometry, user_transforms
 from maskrcnn_jax.data.user_transforms import Objects
 from maskrcnn_jax.errors import UserError
 
@@ -100,6 +101,48 @@ def test_a_file_of_transforms(library, tmp_path):
     path.write_text('[["VerticalFlip", {"p": 1.0}]]')
     after = user_transforms.apply(user_transforms.build(str(path)), EXAMPLE, 0)
     np.testing.assert_array_equal(after.image, EXAMPLE.image[::-1])
+
+
+def test_lists_as_python_writes_them(library):
+    entries = [("OneOf", [("VerticalFlip", {"p": 1.0})], {"p": 1.0}), ["NoOp", {}]]
+    for text in (entries, tuple(entries), str(entries), json.dumps(entries)):
+        after = user_transforms.apply(user_transforms.build(text), EXAMPLE, 0)
+        np.testing.assert_array_equal(after.image, EXAMPLE.image[::-1])
+    with pytest.raises(UserError, match="not valid JSON"):
+        user_transforms.build("[('NoOp', {'p': set()})]")
+
+
+class Replaced:
+    """Stands for a list of transforms that puts other masks in the place of the objects'."""
+
+    def __init__(self, masks):
+        self.masks = masks
+
+    def set_random_state(self, *generators):
+        pass
+
+    def __call__(self, image, masks):
+        assert masks.dtype == np.uint8 and masks.shape == self.masks.shape
+        return {"image": image, "masks": self.masks}
+
+
+def test_a_line_that_was_turned_is_cropped():
+    """On its side it is covered by cells of its own height, at an angle by none to one half."""
+    side = 900
+    line = np.eye(side, dtype=np.uint8) | np.eye(side, k=1, dtype=np.uint8)
+    example = Objects(
+        np.zeros((side, side, 3), np.uint8),
+        *[np.float32([[0, 400, side, 402]])] * 2,
+        np.full((1, 112, 14), 255, np.uint8),
+        np.int32([0]),
+    )
+    transforms = user_transforms.Transforms(Replaced(line[None]), pixels_only=False)
+    after = user_transforms.apply(transforms, example, 0)
+    np.testing.assert_array_equal(after.frames, [[0, 0, side, side]])
+    after = {key: tf.constant(value) for key, value in after._asdict().items()}
+    for seed in range(5):
+        cut = augment_geometry.random_crop(after, 1.0, (0.5, 0.5), tf.constant([seed, 0]))
+        assert len(cut["boxes"]) == 1
 
 
 @pytest.mark.parametrize(

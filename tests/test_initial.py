@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import peer_model
 import pytest
+import tiny_checkpoint
 import tiny_model
 import tiny_run
 
 from configs import common
-from maskrcnn_jax import checkpoint, initial
+from maskrcnn_jax import checkpoint, initial, train
+from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.data.scenes import CATEGORIES
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.train_step import init_variables
@@ -67,6 +70,36 @@ def test_each_field_that_the_weights_bring_is_told(family):
     config = settings(init_part="backbone", model_depth=101)
     initial.adopt_preset(config, imported, lines.append)
     assert config.model.depth == 18 and not config.model.anchor_rounding
+
+
+def test_a_run_that_goes_on_was_begun_by_an_older_version():
+    config = settings(model_depth=101)
+    saved = {"model": {"depth": 18, "pixel_std": [1.0, 1.0, 1.0]}}
+    initial.keep_preset(config, saved, lambda line: None)
+    assert config.model.depth == 18 and config.model.pixel_std == (1.0, 1.0, 1.0)
+    assert config.model.roi_pool == common.get_config().model.roi_pool
+
+
+def test_no_weights_at_all():
+    config = settings(init_checkpoint="", init_heads="match")
+    assert initial.read_foreign(config, print) is None and initial.read_run(config, print) is None
+
+
+def test_the_adopted_config_is_checked_before_anything_is_prepared(tmp_path):
+    """A run without masks, and the metric of masks as the best one."""
+    path = tiny_checkpoint.make(tmp_path / "boxes", is_noise=True, mask_branch="none")
+    fields = ("data.shapes_train=4", "data.shapes_val=2", f"init.checkpoint={path}")
+    root = Path(__file__).parents[1]
+    config = config_lib.load(
+        root / "configs" / "shapes.py",
+        (*fields, "init.heads=match", f"data.cache_dir={tmp_path / 'cache'}"),
+        schema=common.get_config(),
+    )
+    config_lib.validate(config)
+    with pytest.raises(UserError) as error:
+        train.train_and_evaluate(config, tmp_path / "run")
+    for words in (str(path), "train.best_metric='segm/AP'", "train.best_metric='bbox/AP'"):
+        assert words in str(error.value)
 
 
 def test_a_run_starts_goes_on_and_is_exported(cache, tmp_path):

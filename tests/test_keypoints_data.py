@@ -307,7 +307,7 @@ def prepare_name(data):
     for path in data.file_paths:
         stat = os.stat(path)
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    digest.update(json.dumps(["1.0.0", 112, "error"]).encode())
+    digest.update(json.dumps(["1.0.1", 112, "error"]).encode())
     return f"{data.annotations.stem}-{digest.hexdigest()[:16]}"
 
 

@@ -181,6 +181,21 @@ def test_the_blocks_of_vgg16_are_its_convolutions():
     assert {name: block["kernel"] for name, block in stages["backbone"].items()} == expected
 
 
+def test_the_shared_head_of_c4_is_the_last_stage():
+    params, config = paths(50), finetune.get_config()
+    c4 = {room: tree for room, tree in params.items() if room != "fpn"}
+    last = {name: tree for name, tree in params["backbone"].items() if name.startswith("res5_")}
+    rest = {name: tree for name, tree in params["backbone"].items() if name not in last}
+    c4 |= {"backbone": rest, "shared_head": last}
+    for found in (
+        lambda params: learning_rate_factors(params, config.optim, freeze_at=2),
+        lambda params: first_stages(params, config.optim.stages),
+    ):
+        expected, ours = found(params), found(c4)
+        assert ours["backbone"] | ours["shared_head"] == expected["backbone"]
+        assert ours["box_head"] == expected["box_head"]
+
+
 def test_layer_decay_scales_the_update():
     params = paths(18)
     optim = fields(layer_decay=0.8, schedule="constant", warmup_steps=0, base_lr=1.0)

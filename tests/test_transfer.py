@@ -97,6 +97,29 @@ def test_the_same_classes_are_taken_whole(imported, fresh):
     assert rows[2] == ["fresh", "0", "0 of 5 classes"]
 
 
+@pytest.mark.parametrize("theirs", ["keypoints", "none"])
+def test_a_keypoint_head_that_only_one_side_has(theirs, imported, fresh):
+    config = tiny_model.config(depth=34, keypoints=5, keypoint_channels=8, keypoint_convs=1)
+    shapes = importer.model_shapes(config.model.to_dict(), len(THEIRS))
+    flat = {path: np.full(shape, -1, np.float32) for path, shape in shapes.items()}
+    size = sum(x.size for path, x in flat.items() if path.startswith("params/keypoint_head/"))
+    number, with_head = f"{size:,}", importer.unflatten(flat)
+    if theirs == "keypoints":
+        before, weights = fresh[5], replace(imported, variables=with_head)
+        told, line = "the model has no keypoints", "left out, as the model has no keypoints"
+    else:
+        before, weights = with_head, imported
+        told, line = "not in the weights", "left random, not in the weights"
+    filled, rows, _ = transfer.take(before, weights, THEIRS)
+    kind = "left out" if theirs == "keypoints" else "fresh"
+    assert [kind, number, f"keypoint_head: {told}"] in rows
+    ours, given = (importer.flatten(tree) for tree in (filled, weights.variables))
+    assert ours.keys() == importer.flatten(before).keys()
+    assert all(same(ours[path], given[path]) for path in ours.keys() & given.keys())
+    _, lines = importer.fill(before, weights, skip_heads=False)
+    assert len(lines) == 1 and lines[0].startswith(line)
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours", "expected"),
     [

@@ -181,7 +181,7 @@ def _print_findings(findings: list[Any], each: bool) -> None:
 def _print_training(paths: list[Path], images: Path) -> None:
     """The lines to look at the data and to train on them."""
     train, val = paths[0], paths[1] if len(paths) > 1 else paths[0]
-    fields = []
+    fields = ["--config.init.checkpoint=detectron2/mask_rcnn_R_50_FPN_3x"]
     for name, path in (("train", train), ("val", val)):
         fields.append(f"--config.data.{name}.annotations={shlex.quote(str(path))}")
         fields.append(f"--config.data.{name}.images={shlex.quote(str(images))}")

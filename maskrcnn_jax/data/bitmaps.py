@@ -39,15 +39,30 @@ def instance_bitmap(
 def frame_bitmap(
     mask: Bool[np.ndarray, "h w"], side: int
 ) -> tuple[Float32[np.ndarray, "4"], Bool[np.ndarray, "S S"]]:
-    """Returns the tight pixel bounds of a mask that is not empty (xyxy), and its cells in them."""
+    """Returns the tight pixel bounds of a mask that is not empty (xyxy), and its cells in them.
+
+    Cells that are covered by half are set. A line that is thinner than they would crumble by that,
+    or vanish: where the cells set hold less than half of the object, less covered ones are, too.
+    """
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     frame = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
-    return frame, average_areas(mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1], side) >= _HALF
+    shares = average_areas(mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1], side)
+    cells = shares >= _HALF
+    if shares[cells].sum() < shares.sum() / 2:
+        cells = shares >= _typical_share(shares) / 2
+    return frame, cells
 
 
 def average_areas(mask: Bool[np.ndarray, "h w"], side: int) -> Float32[np.ndarray, "S S"]:
     """Cuts the mask into side x side equal cells; returns the share of each that is set."""
     return _average_rows(_average_rows(mask.astype(np.float32), side).T, side).T
+
+
+def _typical_share(shares: Float32[np.ndarray, "S S"]) -> np.float32:
+    """Half of the object lies in cells that are covered by this or more."""
+    falling = np.sort(shares, axis=None)[::-1]
+    total = np.cumsum(falling, dtype=np.float64)
+    return falling[np.searchsorted(total, total[-1] / 2)]
 
 
 def _average_rows(values: np.ndarray, side: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from maskrcnn_jax.data.coco import CocoData, OnBad
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.preprocess import load_image
 
-_VERSION = "1.0.0"  # of the record layout; part of the content hash
+_VERSION = "1.0.1"  # of the record layout; part of the content hash
 _SPLIT = "examples"
 _EXIF_ORIENTATION = 0x0112
 

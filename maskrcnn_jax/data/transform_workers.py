@@ -23,7 +23,7 @@ _transforms: user_transforms.Transforms | None = None  # of a worker process
 class Workers:
     """A pool of processes, each with the transforms of `data.albumentations`."""
 
-    def __init__(self, text: str, number: int):
+    def __init__(self, text: str | list | tuple, number: int):
         """text: the field. number: of processes; 0: one per core.
 
         Raises:
@@ -63,7 +63,7 @@ class Workers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(text: str) -> None:
+def _start(text: str | list | tuple) -> None:
     """Prepares a worker process."""
     global _transforms
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,12 +1,14 @@
 """The user's own list of Albumentations transforms, on pictures and masks.
 
 The list is JSON: `[["ImageCompression", {"quality_range": [40, 90]}], ["RandomRain", {}]]`; a
-composition holds a list of its own: `["OneOf", [["Blur", {}], ["RandomFog", {}]], {"p": 0.3}]`.
+composition holds a list of its own: `["OneOf", [["Blur", {}], ["RandomFog", {}]], {"p": 0.3}]`. The
+list may be written in Python, too, with tuples.
 
 Albumentations 2.0.8, the last release under the MIT licence, is imported where it is used;
 its heir AlbumentationsX, which has the same module name, is under the AGPL and is refused.
 """
 
+import ast
 import difflib
 import importlib.metadata
 import inspect
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from maskrcnn_jax.data.bitmaps import frame_bitmap
 from maskrcnn_jax.errors import UserError
@@ -49,8 +51,10 @@ class Transforms(NamedTuple):
     pixels_only: bool  # masks and boxes stay as they are
 
 
-def build(text: str) -> Transforms:
-    """Makes the transforms of the field `data.albumentations`: JSON text or the name of its file.
+def build(text: str | list | tuple) -> Transforms:
+    """Makes the transforms of the field `data.albumentations`.
+
+    text: the list, as it stands, as JSON or as a Python literal; or the name of a file of that.
 
     Raises:
       UserError: Albumentations is missing or not the MIT one; the text is no list of transforms; a
@@ -78,19 +82,20 @@ def apply(transforms: Transforms, example: Objects, seed: int) -> Objects:
     if transforms.pixels_only or not len(example.boxes):
         return example._replace(image=_picture(transforms.compose(image=example.image)))
     hw = example.image.shape[:2]
-    bits = np.unpackbits(example.masks, axis=-1).astype(np.float32)
-    whole = [paste_binary(b, f, hw) for b, f in zip(bits, example.frames, strict=True)]
-    result = transforms.compose(image=example.image, masks=np.stack(whole).astype(np.uint8))
-    return _objects(example, _picture(result), np.asarray(result["masks"]) > 0)
+    whole = np.empty((len(example.frames), *hw), np.uint8)
+    for mask, bits, frame in zip(whole, example.masks, example.frames, strict=True):
+        mask[:] = paste_binary(np.unpackbits(bits, axis=-1).astype(np.float32), frame, hw)
+    result = transforms.compose(image=example.image, masks=whole)
+    return _objects(example, _picture(result), result["masks"])
 
 
 def _objects(
-    example: Objects, image: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "n h w"]
+    example: Objects, image: UInt8[np.ndarray, "h w 3"], masks: UInt8[np.ndarray, "n h w"]
 ) -> Objects:
-    """The example with these masks in place of its own."""
+    """The example with these masks, those that are not empty, in place of its own."""
     side = example.masks.shape[1]
     rows = [i for i, mask in enumerate(masks) if mask.any()]
-    made = [frame_bitmap(masks[i], side) for i in rows]
+    made = [frame_bitmap(masks[i] > 0, side) for i in rows]
     frames = np.array([frame for frame, _ in made], np.float32).reshape(-1, 4)
     bitmaps = np.array([np.packbits(bitmap, axis=-1) for _, bitmap in made], np.uint8)
     bitmaps = bitmaps.reshape(-1, side, side // 8)
@@ -107,8 +112,10 @@ def _picture(result: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(image)
 
 
-def _read_list(text: str) -> list:
+def _read_list(text: str | list | tuple) -> list:
     source = _FIELD
+    if not isinstance(text, str):
+        text = repr(list(text))
     if not text.lstrip().startswith("["):
         path = Path(text).expanduser()
         source = f"{_FIELD}: {path}"
@@ -122,12 +129,22 @@ def _read_list(text: str) -> list:
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f'{source}: not valid JSON ({error}); write it as [["RandomRain", {{"p": 0.3}}]]'
-        ) from error
+        entries = _read_literal(text)
+        if entries is None:
+            raise UserError(
+                f'{source}: not valid JSON ({error}); write it as [["RandomRain", {{"p": 0.3}}]]'
+            ) from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{source}: give a list of transforms, as [["RandomRain", {{"p": 0.3}}]]')
     return entries
+
+
+def _read_literal(text: str) -> Any:
+    """What a Python literal would be in JSON; None: it is none, or holds what JSON cannot."""
+    try:
+        return json.loads(json.dumps(ast.literal_eval(text.strip())))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _library() -> Any:

@@ -32,6 +32,8 @@ CLASS_HEADS = (
     "params/box_head/bbox_pred/",
     "params/mask_head/predictor_",
 )
+# A run has this head or not, whatever its weights have: see `presets.TRAINING_FIELDS`.
+_KEYPOINT_HEAD = "keypoint_head"
 _CLASS_SCORES = "params/box_head/cls_score/bias"
 
 
@@ -112,12 +114,15 @@ def fill(
 ) -> tuple[dict[str, Any], list[str]]:
     """Puts imported arrays into a model's variables; what the import lacks stays as it is.
 
+    A keypoint head is left out where the model has none.
     skip_heads: class heads of another size stay as they are, too, instead of an error.
     Returns new variables and lines that tell what was left.
     Raises UserError for another number of classes, naming both and the remedy, or where the
     architectures differ.
     """
     have, wanted = flatten(imported.variables), flatten(variables)
+    spare = spare_head(have, wanted)
+    have = {n: x for n, x in have.items() if n not in spare}
     wrong = [n for n in have if n not in wanted or have[n].shape != wanted[n].shape]
     counts = [x[_CLASS_SCORES].shape[0] - 1 for x in (have, wanted) if _CLASS_SCORES in x]
     same = len(set(counts)) < 2  # then heads that differ are of another kind
@@ -139,12 +144,23 @@ def fill(
             "init.skip_heads=true to leave the class heads random: " + ", ".join(heads)
         )
     lines = [f"left random, of other classes: {n} {wanted[n].shape}" for n in heads]
+    if spare:
+        lines.append(f"left out, as the model has no keypoints: {len(spare)} arrays")
     left = [n for n in wanted if n not in have]
     if left:
         rooms = sorted({n.split("/")[1] for n in left})
         lines.append(f"left random, not in the weights: {len(left)} arrays of {', '.join(rooms)}")
     taken = {n: x for n, x in have.items() if n not in heads}
     return {**variables, **unflatten({**wanted, **taken})}, lines
+
+
+def spare_head(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The paths in `have` of a keypoint head, if `wanted` has no such head; both are flat."""
+
+    def of_head(tree: Mapping[str, Any]) -> list[str]:
+        return [path for path in tree if path.split("/")[1] == _KEYPOINT_HEAD]
+
+    return [] if of_head(wanted) else of_head(have)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
