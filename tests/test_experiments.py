@@ -17,6 +17,7 @@ import tiny_coco
 from experiments import noise, plan, plot, report, run, worker
 from experiments.settings import SETTINGS
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import files
 
 ROOT = Path(__file__).parents[1]
 OWN = """'''Does the seed matter more than the RPN?'''
@@ -373,3 +374,35 @@ def test_the_real_command_starts(tmp_path):
     assert done.returncode == 0, done.stderr
     for name in plan.table_names():
         assert f"{name}: {plan.load_table(name).question}" in done.stdout
+
+
+def test_reports_that_are_written_at_once_do_not_meet(tmp_path):
+    path, both_write = tmp_path / "table.md", threading.Barrier(2)
+    failures = []
+
+    def write(text):
+        try:
+            with files.replacing(path) as temporary:
+                temporary.write_text(text)
+                both_write.wait(timeout=60)
+        except OSError as error:
+            failures.append(error)
+
+    texts = "of one shard", "of another"
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not failures and path.read_text() in texts
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        1 / 0
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
+
+
+def test_neither_texts_nor_plots_have_a_fixed_temporary_name(own, faked, tmp_path):
+    assert run.main(command(tmp_path, own, "--seeds", "1")) == 0
+    for name in ("mine.md", "mine.csv", "mine.png"):
+        (tmp_path / f"{name}.tmp").mkdir()  # what another shard would be writing
+    assert run.main(command(tmp_path, own, "--seeds", "1")) == 0
