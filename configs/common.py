@@ -144,7 +144,9 @@ def get_config() -> ml_collections.ConfigDict:
     d.flip = 0.5  # probability
     # Keypoints that change places in a flip, pairs counted from 0; () derives them from the names.
     d.keypoint_flip = ()
-    d.min_keypoints = 0  # drop training images with fewer labelled keypoints (Detectron2: 1)
+    # Drop training images with fewer labelled keypoints (Detectron2: 1); also without a head for
+    # them, model.keypoints=0, as where models with and without one shall see the same pictures.
+    d.min_keypoints = 0
     d.lsj_scale = ()  # (0.1, 2.0): large-scale jitter, replaces the resize by `short`
     d.lsj_size = 1024  # side of the canvas of large-scale jitter
     d.color_jitter = 0.0  # strength of brightness, contrast and saturation: factors 1 +- strength

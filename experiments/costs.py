@@ -11,7 +11,7 @@ from rich.table import Table as Grid
 
 from experiments import plan, worker
 from experiments.settings import Setting
-from experiments.table import Times
+from experiments.table import Square, Times
 from maskrcnn_jax import config as config_lib
 
 
@@ -25,9 +25,12 @@ class Cost(NamedTuple):
 
 
 def print_plan(
-    loaded: plan.Loaded, runs: Sequence[plan.Run], setting: Setting, workdir: Path
+    loaded: plan.Loaded, runs: Sequence[plan.Run], setting: Setting, workdir: Path, retry: bool
 ) -> None:
-    """Prints the arms of a table: in what they differ, how far they are, what is left."""
+    """Prints the arms of a table: in what they differ, how far they are, what is left.
+
+    retry: failed runs are to do, too.
+    """
     table = loaded.table
     paces = _paces(workdir)
     shared = ", ".join(_differences(table.base, runs[0], setting)) or "as in the setting"
@@ -35,7 +38,7 @@ def print_plan(
     grid = Grid("arm", "differs in", "runs", "steps", "s/step", "left")
     for arm in table.arms:
         own = [run for run in runs if run.arm == arm.name]
-        costs = [_cost(run, paces) for run in own]
+        costs = [_cost(run, paces, retry) for run in own]
         left = sum(cost.steps for cost in costs)
         pace, measured = costs[0].pace, costs[0].own
         grid.add_row(
@@ -52,11 +55,11 @@ def print_plan(
         print(f"WARNING: {arm}: {text}")
 
 
-def total(runs: Sequence[plan.Run], workdir: Path, shard: tuple[int, int]) -> str:
+def total(runs: Sequence[plan.Run], workdir: Path, shard: tuple[int, int], retry: bool) -> str:
     """One sentence: how many different runs are left, and how long they will take."""
     paces = _paces(workdir)
-    costs = [_cost(run, paces) for run in runs]
-    open_runs = [cost for cost in costs if cost.steps]
+    # One that only has to evaluate is open, too.
+    open_runs = [_cost(run, paces, retry) for run in runs if worker.is_open(run.folder, retry)]
     steps = sum(cost.steps for cost in open_runs)
     part = "" if shard == (1, 1) else f"part {shard[0]} of {shard[1]}: "
     text = f"{part}{len(runs)} different runs, {len(open_runs)} to do, {steps} steps"
@@ -84,10 +87,10 @@ def _paces(workdir: Path) -> dict[str, float]:
     return {key: statistics.median(paces) for key, paces in found.items()}
 
 
-def _cost(run: plan.Run, paces: dict[str, float]) -> Cost:
-    result = worker.read_result(run.folder)
-    taken = max((line["step"] for line in worker.read_log(run.folder)), default=0)
-    steps = 0 if result else max(run.config.train.num_steps - taken, 0)
+def _cost(run: plan.Run, paces: dict[str, float], retry: bool) -> Cost:
+    taken = worker.steps_taken(run.folder)
+    open_ = worker.is_open(run.folder, retry)
+    steps = max(run.config.train.num_steps - taken, 0) if open_ else 0
     if run.arm_key in paces:
         return Cost(steps, paces[run.arm_key], True)
     return Cost(steps, statistics.median(paces.values()) if paces else None, False)
@@ -108,5 +111,5 @@ def _differences(fields: Mapping[str, Any], run: plan.Run, setting: Setting) -> 
     flat = config_lib.flatten(run.config)
     for name, asked in fields.items():
         taken = plan.in_place(asked, name, setting)
-        note = "" if isinstance(asked, Times) or taken == asked else f" (for {asked})"
+        note = "" if isinstance(asked, Times | Square) or taken == asked else f" (for {asked})"
         yield f"{name}={flat[name]!r}{note}"

@@ -6,14 +6,15 @@ No JAX here: a plan is printed, and its mistakes told, before anything heavy.
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs import common
-from experiments.settings import ROOT, Setting
-from experiments.table import Arm, Table, Times
+from experiments.settings import ROOT, Setting, digests, train_images
+from experiments.table import Arm, Square, Table, Times
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.errors import UserError
 
@@ -104,10 +105,17 @@ def make_runs(
     workdir: the runs' folders come below it. data: config fields of the user's data set. overrides:
     texts "field=value" of the command line, for all arms.
 
-    Raises UserError for a config that is wrong, and for an override that an arm would undo.
+    Raises UserError for a config that is wrong, for an override that an arm would undo, and for
+    arms that are the same training.
     """
     table = loaded.table
-    varied = {name for arm in table.arms for name in arm.fields}
+    # A factor is of what the command line says, and undoes nothing.
+    varied = {
+        name
+        for arm in table.arms
+        for name, value in arm.fields.items()
+        if not isinstance(value, Times)
+    }
     for text in overrides:
         if (field := text.partition("=")[0]) in varied:
             raise UserError(
@@ -122,12 +130,35 @@ def make_runs(
             names = (loaded.name, arm.name, seed)
             folder = workdir / "runs" / key
             runs.append(Run(*names, config, arm_key(config), key, folder, tuple(warnings)))
+    _refuse_equal_arms(table, runs[: len(table.arms)], setting)
     return runs
+
+
+def _refuse_equal_arms(table: Table, runs: Sequence[Run], setting: Setting) -> None:
+    fields = {arm.name: arm.fields for arm in table.arms}
+    first: dict[str, Run] = {}
+    for run in runs:
+        if (other := first.setdefault(run.arm_key, run)) is run:
+            continue
+        flat = config_lib.flatten(run.config)
+        ours, theirs = fields[run.arm], fields[other.arm]
+        same = ", ".join(
+            f"{name} is {flat[name]!r} in both"
+            for name in {**theirs, **ours}
+            if name not in ours or name not in theirs or ours[name] != theirs[name]
+        )
+        raise UserError(
+            f"{run.table}: with --setting {setting.name}, the arms {other.arm!r} and {run.arm!r} "
+            f"are the same training: {same or 'they set the same fields'}; change one, or leave it "
+            "out"
+        )
 
 
 def in_place(value: Any, field: str, setting: Setting) -> Any:
     """What a setting takes in the place of an arm's value."""
-    return setting.instead.get(field, {}).get(value, value)
+    value = tuple(value) if isinstance(value, list) else value  # as in a config
+    instead = setting.instead.get(field, {}).items()
+    return next((taken for asked, taken in instead if asked == value), value)
 
 
 def _resolve(
@@ -155,19 +186,40 @@ def _values(
     """The fields with the setting's values, factors multiplied out."""
     flat = config_lib.flatten(config)
     return {
-        name: _multiply(flat[name], value.factors)
-        if isinstance(value, Times) and name in flat
+        name: _derived(name, value, flat)
+        if isinstance(value, Times | Square) and name in flat
         else in_place(value, name, setting)
         for name, value in fields.items()
     }
 
 
-def _multiply(value: Any, factors: float | tuple[float, ...]) -> Any:
-    many = factors if isinstance(factors, tuple) else (factors,)
+def _derived(name: str, value: Times | Square, flat: Mapping[str, Any]) -> Any:
+    if isinstance(value, Square):
+        side = 32 * math.ceil(max(flat["data.long"], flat["data.long_test"]) * value.factor / 32)
+        return ((side, side),)
+    own = train_images(flat) if name == "data.limit" else flat[name]
+    if own is None:
+        raise UserError(
+            f"data.limit: the number of images of data.name={flat['data.name']!r} is not known "
+            "before it is made; set --config.data.limit to it"
+        )
+    try:
+        return _multiply(own, value.factors)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{name}={own!r}: cannot be taken {value.factors!r} times; give a number a factor, a "
+            "tuple of numbers a factor or a tuple of them"
+        ) from error
+
+
+def _multiply(value: Any, factors: float | Sequence[float]) -> Any:
+    many = factors if isinstance(factors, tuple | list) else (factors,)
     if isinstance(value, tuple):
         return tuple(_multiply(max(value), factor) for factor in many)
     (factor,) = many
-    return max(1, round(value * factor)) if isinstance(value, int) else value * factor
+    if isinstance(value, int):
+        return max(1, round(value * factor)) if factor else 0
+    return value * float(factor)
 
 
 def _texts(fields: Mapping[str, Any]) -> Iterable[str]:
@@ -175,7 +227,7 @@ def _texts(fields: Mapping[str, Any]) -> Iterable[str]:
 
 
 def arm_key(config: Mapping[str, Any] | config_lib.ConfigDict) -> str:
-    """The hash of a config's fields but for the seed; the same of a config read from JSON."""
+    """The hash of a config's fields and data but for the seed; the same of one read from JSON."""
     return _hash(config, leave_out=("train.seed",))
 
 
@@ -184,4 +236,5 @@ def _hash(
 ) -> str:
     out = {*_IRRELEVANT, *leave_out}
     flat = {k: v for k, v in config_lib.flatten(config).items() if k not in out}
+    flat |= digests(flat)
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]

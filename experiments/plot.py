@@ -1,11 +1,11 @@
 """The picture of a table: each arm's mean with an error bar, and the paper's figure."""
 
-import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.plan import Loaded
+from maskrcnn_jax.files import replacing
 
 NAMES = {"segm": "mask", "bbox": "box", "keypoints": "keypoint"}
 
@@ -47,7 +47,6 @@ def draw(path: Path, loaded: Loaded, columns: Mapping[str, Mapping[str, list[flo
         figure.suptitle(
             f"{loaded.name}: dots ours, mean ± standard deviation; diamonds the paper", fontsize=10
         )
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     return ""

@@ -7,12 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import noise, plan, plot, worker
+from experiments import costs, noise, plan, plot, worker
+from experiments.settings import train_images
 from experiments.table import METRICS
+from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import write_atomic
 
 KINDS = {"segm": "masks", "bbox": "boxes", "keypoints": "keypoints"}
+_COUNTED = (
+    "GFLOPs are XLA's of the lowered prediction of one image, all slots of its detections filled; "
+    "of the loops that are left, in the pooling of rois and in NMS, the body is counted once."
+)
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 Results = Mapping[str, Sequence[dict[str, Any]]]  # by arm, of its finished runs
@@ -36,10 +42,8 @@ def write(loaded: plan.Loaded, runs: Sequence[plan.Run], workdir: Path, setting:
 def collect(loaded: plan.Loaded, runs: Sequence[plan.Run]) -> Results:
     """The results of each arm's finished runs, in the order of the seeds."""
     found: dict[str, list] = {arm.name: [] for arm in loaded.table.arms}
-    for run in runs:
-        result = worker.read_result(run.folder)
-        if result and result["status"] == "done":
-            found[run.arm].append(result)
+    for run in filter(_is_done, runs):
+        found[run.arm].append(worker.read_result(run.folder))
     return found
 
 
@@ -80,7 +84,9 @@ def _sections(
     yield f"{loaded.question}{source}"
     for kind in _kinds(loaded, results):
         yield _markdown(loaded, results, kind)
-    yield _cost_table(results)
+    if any(results.values()):
+        yield _cost_table(results)
+        yield _training(runs)
     if sentences := list(_sentences(loaded, results)):
         yield "\n".join(f"- {text}" for text in sentences)
         yield noise.RULE
@@ -129,9 +135,48 @@ def _cost_table(results: Results) -> str:
                 ", ".join(sorted({row["device"] for row in rows})),
             ]
         )
-    return _grid(lines) + (
-        "\n\nGFLOPs are XLA's of the lowered prediction, which count the body of a loop once."
+    return f"{_grid(lines)}\n\n{_COUNTED}"
+
+
+def _training(runs: Sequence[plan.Run]) -> str:
+    """How long and on what the arms were trained, and how long all took together."""
+    arms: dict[str, list[str]] = {}
+    for run in runs:
+        told = arms.setdefault(_schedule(config_lib.flatten(run.config)), [])
+        told += [run.arm] * (run.arm not in told)
+    lines = [
+        f"Each run: {text}." if len(arms) == 1 else f"Each run of {'; '.join(names)}: {text}."
+        for text, names in arms.items()
+    ]
+    done = [run.folder for run in runs if _is_done(run)]
+    seconds = sum(worker.steps_taken(x) * (worker.seconds_per_step(x) or 0.0) for x in done)
+    lines.append(
+        f"All {len(done)} finished runs: {costs.clock(seconds)} of training (steps times s/step; "
+        "compiling and evaluating not counted)."
     )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _schedule(fields: Mapping[str, Any]) -> str:
+    """Steps, pictures and their size, of a config's flat fields."""
+    epochs = fields["train.epochs"]
+    length = f"{epochs:g} epochs" if epochs else f"{fields['train.num_steps']:,} steps"
+    try:
+        number = train_images(fields)
+    except UserError:  # the annotations have gone since
+        number = None
+    filtered = fields["data.filter_empty"] or fields["data.min_keypoints"]
+    images = [f"{number:,} training images{' before filters' * bool(filtered)}"] * bool(number)
+    height, width = max(fields["data.short"]), fields["data.long"]
+    if fields["data.lsj_scale"]:
+        height = width = fields["data.lsj_size"]
+    parts = (f"{length} of {fields['train.batch_size']} images", *images)
+    return ", ".join([*parts, f"at most {height} x {width}"])
+
+
+def _is_done(run: plan.Run) -> bool:
+    result = worker.read_result(run.folder)
+    return bool(result and result["status"] == "done")
 
 
 def _sentences(loaded: plan.Loaded, results: Results) -> Iterator[str]:

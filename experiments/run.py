@@ -51,14 +51,15 @@ def _main(argv: list[str] | None) -> int:
     for table in tables:
         data = _data(args, overrides, table.table)
         runs[table.name] = plan.make_runs(table, setting, workdir, args.seeds, data, overrides)
+    stopped = False
     if not args.report:
         own = _shard([run for of_table in runs.values() for run in of_table], args.shard)
         for table in tables:
-            costs.print_plan(table, runs[table.name], setting, workdir)
-        print(costs.total(own, workdir, args.shard), flush=True)
+            costs.print_plan(table, runs[table.name], setting, workdir, args.retry)
+        print(costs.total(own, workdir, args.shard, args.retry), flush=True)
         if args.dry_run:
             return 0
-        _train_all(own, args.retry)
+        stopped = _train_all(own, args.retry)
     for table in tables:
         text = report.write(table, runs[table.name], workdir, args.setting)
         print(f"\n{text}")
@@ -66,7 +67,8 @@ def _main(argv: list[str] | None) -> int:
     if isinstance(args.report, str):
         report.insert(Path(args.report), workdir, args.setting, [t.name for t in tables])
     results = [worker.read_result(run.folder) for of_table in runs.values() for run in of_table]
-    return int(any(result and result["status"] == "failed" for result in results))
+    failed = any(result and result["status"] == "failed" for result in results)
+    return int(stopped or failed)
 
 
 def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -149,13 +151,20 @@ def _shard(runs: list[plan.Run], shard: tuple[int, int]) -> list[plan.Run]:
     return order[index - 1 :: count]
 
 
-def _train_all(runs: list[plan.Run], retry: bool) -> None:
-    """Trains what is not finished; a run that fails is recorded, and the next one begins."""
+# Exit statuses of a worker that was asked to stop, or was so before it could save anything.
+_ASKED_TO_STOP = (worker.INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
+
+
+def _train_all(runs: list[plan.Run], retry: bool) -> bool:
+    """Trains what is not finished; a run that fails is recorded, and the next one begins.
+
+    Returns whether one was stopped, which the same command goes on with.
+    """
+    stopped = False
     for i, run in enumerate(runs):
         where = f"[{i + 1}/{len(runs)}] {run.table}, {run.arm}, seed {run.seed}"
-        result = worker.read_result(run.folder)
-        if result and (result["status"] == "done" or not retry):
-            print(f"{where}: {result['status']} before", flush=True)
+        if not worker.is_open(run.folder, retry):
+            print(f"{where}: {worker.read_result(run.folder)['status']} before", flush=True)
             continue
         print(f"{where}: {run.folder}", flush=True)
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -163,11 +172,17 @@ def _train_all(runs: list[plan.Run], retry: bool) -> None:
         config_lib.save(run.config, run.folder / worker.ASKED)
         status = launch(run.folder)
         result = worker.read_result(run.folder)
-        if status and not (result and result["status"] == "done"):
+        if not status or (result and result["status"] == "done"):
+            continue
+        if status in _ASKED_TO_STOP:
+            stopped = True
+            print(f"{where}: stopped; the same command goes on with it", flush=True)
+        else:
             error = _last_lines(run.folder / "log.txt", status)
             failed = {"status": "failed", "exit_status": status, "error": error}
             write_atomic(run.folder / worker.RESULT, json.dumps(failed, indent=1))
             print(f"{where}: FAILED\n{error}", flush=True)
+    return stopped
 
 
 def launch(folder: Path) -> int:

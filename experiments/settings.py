@@ -1,8 +1,11 @@
 """The three sizes at which a table can be asked: a config, and fields on top of it."""
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,11 @@ _SMALL = {
 
 @dataclass(frozen=True)
 class Setting:
-    """config: file of configs/. fields: on top of it, for all tables. instead: field -> {value that
-    an arm asks for: value taken here}. needs_data: True where no data set comes by itself."""
+    """name: of --setting. config: file of configs/. fields: on top of it, for all tables. instead:
+    field -> {value that an arm asks for: value taken here}. needs_data: True where no data set
+    comes by itself."""
 
+    name: str
     about: str
     config: str
     fields: Mapping[str, Any]
@@ -41,8 +46,9 @@ class Setting:
     needs_data: bool = False
 
 
-SETTINGS = {
-    "shapes": Setting(
+_ALL = (
+    Setting(
+        name="shapes",
         about="generated pictures, ResNet-18 at half width from scratch: minutes an arm on 2 cores",
         config="shapes.py",
         fields={
@@ -54,7 +60,8 @@ SETTINGS = {
         },
         instead=_SMALL | {"model.keypoints": {17: 5}},  # the corners of polygons
     ),
-    "real": Setting(
+    Setting(
+        name="real",
         about="a small data set of yours in COCO's format, the same small model: about an hour an "
         "arm on 2 cores",
         config="tiny_real.py",
@@ -62,17 +69,20 @@ SETTINGS = {
         instead=_SMALL,
         needs_data=True,
     ),
-    "coco": Setting(
-        about="COCO 2017, R50-FPN from ImageNet weights, 90k steps of 16 images: a day of 8 GPUs a "
-        "table",
+    Setting(
+        name="coco",
+        about="COCO 2017, R50-FPN from ImageNet weights, 90k steps of 16 images: half a day an arm "
+        "on 8 GPUs, estimated",
         config="coco_r50.py",
         fields={
             "data.name": "coco_2017",
-            "data.limit": 118_287,
             "init.checkpoint": "detectron2/R-50",
         },
     ),
-}
+)
+SETTINGS = {setting.name: setting for setting in _ALL}
+
+_COCO_2017 = 118_287  # pictures of train2017
 
 
 def data_fields(folder: Path, kind: str = "instances") -> dict[str, Any]:
@@ -92,12 +102,55 @@ def data_fields(folder: Path, kind: str = "instances") -> dict[str, Any]:
             raise UserError(f"--data {folder}: there is no folder {images} of {files[0].name}")
         found[f"data.{split}.annotations"] = str(files[0].resolve())
         found[f"data.{split}.images"] = str(images.resolve())
-    return found | {"data.limit": count_images(Path(found["data.train.annotations"]))}
+    return found
 
 
-def count_images(annotations: Path) -> int:
-    """The number of images of a COCO JSON."""
+def train_images(fields: Mapping[str, Any]) -> int | None:
+    """How many training images a config has before its filters, by its flat fields.
+
+    None where only the run can tell: a data set of the user's own module. Raises UserError where
+    the annotations cannot be read.
+    """
+    limit, name = fields["data.limit"], fields["data.name"]
+    known = {"shapes": fields["data.shapes_train"], "coco_2017": _COCO_2017}
+    number = (
+        _count_images(*_version(fields["data.train.annotations"]))
+        if name == "coco"
+        else known.get(name)
+    )
+    return limit or None if number is None else min(number, limit or number)
+
+
+def digests(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each annotation file that a config's flat fields name; "" where there is none.
+
+    Empty for data that are generated, downloaded, or of a module.
+    """
+    names = [f"data.{split}.annotations" for split in ("train", "val")]
+    return {f"{name}, content": _digest(*_version(fields[name])) for name in names if fields[name]}
+
+
+def _version(path: str) -> tuple[str, int, int]:
+    """What changes with the content of a file, by which it need not be read again."""
     try:
-        return len(json.loads(annotations.read_text(encoding="utf-8"))["images"])
+        stat = os.stat(path)
+    except OSError:
+        return path, -1, -1
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache
+def _digest(path: str, size: int, time: int) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+@lru_cache
+def _count_images(annotations: str, size: int, time: int) -> int:
+    try:
+        return len(json.loads(Path(annotations).read_text(encoding="utf-8"))["images"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{annotations}: no COCO JSON with a list 'images' ({error!r})") from error

@@ -8,12 +8,24 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Times(NamedTuple):
-    """A field's value in an arm: the setting's own value times a factor.
+    """A field's value in an arm: the setting's own value, or the command line's, times a factor.
 
     Of a tuple, its largest number times each factor: Times((0.5, 1.0)) of (640, 800) is (400, 800).
+    Of data.limit, the number of training images that there are. Whole numbers stay above 0, but for
+    the factor 0.
     """
 
     factors: float | tuple[float, ...]
+
+
+class Square(NamedTuple):
+    """data.canvases in an arm: the one square that holds pictures of `factor` times the size.
+
+    A batch is of one canvas, so that only with a single canvas arms of different sizes see the same
+    pictures in the same order.
+    """
+
+    factor: float
 
 
 @dataclass(frozen=True)

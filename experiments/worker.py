@@ -25,10 +25,11 @@ if __name__ == "__main__":
 
 from configs import common  # noqa: E402
 from maskrcnn_jax import config as config_lib  # noqa: E402
-from maskrcnn_jax.errors import Stopped, UserError  # noqa: E402
+from maskrcnn_jax.errors import Interrupted, Stopped, UserError  # noqa: E402
 from maskrcnn_jax.logs import write_atomic  # noqa: E402
 
 ASKED, RESULT = "asked.json", "result.json"
+INTERRUPTED = 3  # exit status
 
 
 def work(folder: Path) -> dict[str, Any]:
@@ -59,6 +60,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def is_open(folder: Path, retry: bool) -> bool:
+    """Whether a run is still to be trained; one that failed is where it shall be tried again."""
+    result = read_result(folder)
+    return result is None or (retry and result["status"] == "failed")
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, but for one that is only half there."""
     path = folder / "metrics.jsonl"
@@ -67,6 +74,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
     return lines
+
+
+def steps_taken(folder: Path) -> int:
+    """The last step that a run's log tells of."""
+    return max((line["step"] for line in read_log(folder)), default=0)
 
 
 def seconds_per_step(folder: Path) -> float | None:
@@ -78,10 +90,9 @@ def seconds_per_step(folder: Path) -> float | None:
 def _measure(folder: Path) -> dict[str, Any]:
     """Parameters, GFLOPs of predicting one image of the largest canvas, and the device."""
     import jax
-    import jax.numpy as jnp
 
     from maskrcnn_jax import checkpoint, preprocess
-    from maskrcnn_jax.models.families import build, forward_predict
+    from maskrcnn_jax.models.families import build
     from maskrcnn_jax.train_step import init_variables
 
     # Foreign weights may have changed the model's fields: this is the config that was trained.
@@ -92,18 +103,28 @@ def _measure(folder: Path) -> dict[str, Any]:
     variables = jax.eval_shape(lambda: init_variables(model, 0))
     size = (config.data.short_test, config.data.long_test)
     canvas = max(config.data.canvases or preprocess.derive_canvases(*size), key=math.prod)
-    images = jax.ShapeDtypeStruct((1, *canvas, 3), jnp.uint8)
-    hw = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    lowered = jax.jit(lambda v, x, hw: forward_predict(model, v, x, hw)).lower(
-        variables, images, hw
-    )
-    cost = lowered.cost_analysis() or {}
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
-        "gflops": cost["flops"] / 1e9 if cost.get("flops", 0) > 0 else None,
+        "gflops": gflops(model, variables, canvas),
         "canvas": list(canvas),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def gflops(model: Any, variables: Any, canvas: tuple[int, int]) -> float | None:
+    """GFLOPs of predicting one image, the same on all devices: all slots of the detections get a
+    mask, as where a loop leaves the empty ones out its body would be counted once."""
+    import jax
+    import jax.numpy as jnp
+
+    from maskrcnn_jax.models.families import forward_predict
+
+    model = model.clone(every_row=True)
+    images = jax.ShapeDtypeStruct((1, *canvas, 3), jnp.uint8)
+    hw = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    predict = jax.jit(lambda v, x, hw: forward_predict(model, v, x, hw))
+    cost = predict.lower(variables, images, hw).cost_analysis() or {}
+    return cost["flops"] / 1e9 if cost.get("flops", 0) > 0 else None
 
 
 @contextlib.contextmanager
@@ -131,13 +152,17 @@ def _follow_the_runner() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Works in the folder argv[0]; exit status 0 done, 1 failed or stopped, 2 a user's mistake."""
+    """Works in the folder argv[0]; exit status 0 done, 1 failed, 2 a user's mistake, 3 interrupted:
+    the state is saved."""
     _follow_the_runner()
     try:
         work(Path(argv[0]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as reason:
+        print(reason, file=sys.stderr)
+        return INTERRUPTED
     except Stopped as reason:
         print(reason, file=sys.stderr)
         return 1

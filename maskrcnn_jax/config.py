@@ -22,6 +22,7 @@ import numpy as np
 
 from maskrcnn_jax import config_rules
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.files import replacing
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -95,9 +96,8 @@ def save(config: ConfigDict, path: str | os.PathLike) -> None:
     """Writes the resolved config as JSON, which `load` reads back. Atomic: whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def diff(a: ConfigDict, b: ConfigDict) -> list[tuple[str, Any, Any]]:

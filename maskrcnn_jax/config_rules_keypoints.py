@@ -9,13 +9,10 @@ Fields = dict[str, Any]
 def check(fields: Fields) -> Iterator[str]:
     """Yields one message per mistake; see `config_rules.check`."""
     number, best = fields["model.keypoints"], fields["train.best_metric"]
-    yield from _pairs(fields["data.keypoint_flip"], number)
-    sigmas = fields["eval.keypoint_sigmas"]
-    if sigmas and len(sigmas) != number:
-        yield (
-            f"eval.keypoint_sigmas={sigmas!r} has {len(sigmas)} values; give one for each of the "
-            f"model.keypoints={number}, or ()"
-        )
+    # Keypoints that only choose pictures are as many as the data have.
+    if number or not fields["data.min_keypoints"]:
+        yield from _pairs(fields["data.keypoint_flip"], number)
+        yield from _sigmas(fields["eval.keypoint_sigmas"], number)
     if number and fields["model.neck"] == "c4":
         yield (
             f"model.keypoints={number} with model.neck='c4': the keypoint head wants features that "
@@ -26,12 +23,16 @@ def check(fields: Fields) -> Iterator[str]:
             f"data.albumentations would not move the model.keypoints={number}; leave it empty, or "
             "set model.keypoints=0"
         )
-    if number:
-        return
-    if best.startswith("keypoints/"):
+    if best.startswith("keypoints/") and not number:
         yield f"train.best_metric={best!r} is not measured, as model.keypoints=0; set another"
-    if fields["data.min_keypoints"]:
-        yield f"data.min_keypoints={fields['data.min_keypoints']} needs model.keypoints above 0"
+
+
+def _sigmas(sigmas: tuple, number: int) -> Iterator[str]:
+    if sigmas and len(sigmas) != number:
+        yield (
+            f"eval.keypoint_sigmas={sigmas!r} has {len(sigmas)} values; give one for each of the "
+            f"model.keypoints={number}, or ()"
+        )
 
 
 def _pairs(pairs: tuple, number: int) -> Iterator[str]:

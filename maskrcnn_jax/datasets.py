@@ -21,6 +21,8 @@ def cache_dir(config: ConfigDict) -> Path:
 def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoData]:
     """The checked train (or None) and val sets that the config's `data` group names."""
     d, number = config.data, config.model.keypoints
+    # A filter by keypoints wants them of the training pictures, even if no head learns them.
+    annotated = number > 0 or d.min_keypoints > 0
     cache = cache_dir(config)
     if d.name not in registry.BUILT_IN:
         val = _with_keypoints(own_data.load_own(config, cache, "val"), number)
@@ -31,15 +33,17 @@ def load_data(config: ConfigDict, train: bool) -> tuple[CocoData | None, CocoDat
         from maskrcnn_jax.data import shapes
 
         folder = cache / f"shapes_{d.shapes_train}_{d.shapes_val}"
-        paths = shapes.generate(folder, d.shapes_train, d.shapes_val, keypoints=number > 0)
+        paths = shapes.generate(folder, d.shapes_train, d.shapes_val, keypoints=annotated)
     elif d.name == "coco_2017":
         from maskrcnn_jax.data import builder
 
-        kind = "person_keypoints" if number else "instances"
+        kind = "person_keypoints" if annotated else "instances"
         paths = builder.download_coco_2017(cache, kind)
-    options = {"on_bad_image": d.on_bad_image, "keypoints": number}
-    val = load_coco(*paths["val"], **options)
-    return _same_classes(load_coco(*paths["train"], **options) if train else None, val)
+    val = load_coco(*paths["val"], d.on_bad_image, number)
+    if not train:
+        return None, val
+    filtered = number or (None if annotated else 0)
+    return _same_classes(load_coco(*paths["train"], d.on_bad_image, filtered), val)
 
 
 def _with_keypoints(data: CocoData, number: int) -> CocoData:

@@ -16,6 +16,10 @@ class Stopped(Exception):
     """A run that ended before its last step; the message says why and what is saved."""
 
 
+class Interrupted(Stopped):
+    """A run that was asked to stop, and saved its state: the same command goes on from it."""
+
+
 def line_of(error: BaseException) -> str:
     """Returns " (file, line n)": where the user's program failed, for its messages.
 

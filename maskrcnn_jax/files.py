@@ -1,9 +1,11 @@
-"""Finding the pictures that a command line names, and the small text files beside them."""
+"""Pictures that a command line names, small text files beside them, files written whole."""
 
 import glob
 import json
 import os
-from collections.abc import Container, Iterable
+import uuid
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,21 @@ class Picture(NamedTuple):
 
     name: str  # relative to the folder that was given, with "/"
     path: Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path` to write to; then that file takes the place of `path`.
+
+    So the file is whole or as it was, even where several processes of several hosts write it at
+    once: the last one stays. If the block fails, what it has written is removed.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def find_images(sources: Iterable[str], leave_out: Path | None = None) -> list[Picture]:

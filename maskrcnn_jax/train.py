@@ -16,7 +16,7 @@ from maskrcnn_jax import checkpoint, flight, initial, parameter_table, run_lengt
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.data import user_transforms
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
-from maskrcnn_jax.errors import Stopped, UserError
+from maskrcnn_jax.errors import Interrupted, Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator
 from maskrcnn_jax.logs import RunLog, StepClock
 from maskrcnn_jax.models import families
@@ -69,7 +69,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains to train.num_steps, or goes on from the workdir's last checkpoint; then evaluates.
 
     Returns the last metrics ("bbox/AP", ...). Raises UserError for what the user can mend, and
-    Stopped when the run ended early: on SIGTERM, or on a loss that is not finite.
+    Stopped when the run ended early: Interrupted on SIGTERM, itself on a loss that is not finite.
     """
     run = _Run(config, workdir)
     try:
@@ -371,7 +371,9 @@ class _Run:
         if runtime.any_host(self.stop_asked):
             self._save(done)
             self.store.close()
-            raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from it")
+            raise Interrupted(
+                f"asked to stop: step {done} is saved; the same command goes on from it"
+            )
 
 
 def _mirrors(d: ConfigDict) -> bool:

@@ -66,18 +66,22 @@ def tiny_setting():
 
 
 def distinct_runs(names, workdir):
-    """A run for each different model of the tables, with the names of all arms that have it.
-
-    Where arms differ in data or schedule alone, the last of them stands for all.
-    """
+    """A run for each different training of the tables, with the names of all arms that it is."""
     from experiments import plan
 
     found = {}
     for name in names:
         for run in plan.make_runs(plan.load_table(name), tiny_setting(), workdir, 1, {}):
-            model = run.config.model.to_json_best_effort()
-            arms = found.get(model, (None, []))[1]
-            found[model] = run, [*arms, f"{run.table}/{run.arm}"]
+            found.setdefault(run.key, (run, []))[1].append(f"{run.table}/{run.arm}")
+    return list(found.values())
+
+
+def distinct_models(runs):
+    """One of those runs for each different model, with the names of all arms that have it."""
+    found = {}
+    for run, arms in runs:
+        model = run.config.model.to_json_best_effort()
+        found.setdefault(model, (run, []))[1].extend(arms)
     return list(found.values())
 
 

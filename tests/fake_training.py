@@ -34,14 +34,17 @@ def launch(folder, before_step=lambda: None, broken=lambda config: False):
             saved.write_text(json.dumps(state))
             with (folder / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps({"step": state["step"], "time/step": 0.5}) + "\n")
-    (folder / worker.RESULT).write_text(json.dumps(result(state["value"])))
+    model = config["model"]
+    kinds = ["bbox"] + ["segm"] * (model["mask_branch"] != "none")
+    kinds += ["keypoints"] * (model["keypoints"] > 0)
+    (folder / worker.RESULT).write_text(json.dumps(result(state["value"], kinds)))
     return 0
 
 
-def result(value):
+def result(value, kinds=("bbox", "segm")):
     """What a worker writes, the metrics drawn from a text of hexadecimal digits."""
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    keys = [f"{kind}/{name}" for kind in ("bbox", "segm") for name in names]
+    keys = [f"{kind}/{name}" for kind in kinds for name in names]
     metrics = {key: int(value[3 * i : 3 * i + 3], 16) / 4096 for i, key in enumerate(keys)}
     cost = {"parameters": 12_345, "gflops": 0.5, "canvas": [64, 96], "device": "1 x fake"}
     return {"status": "done", "metrics": metrics, "seconds_per_step": 0.5, **cost}

@@ -1,8 +1,8 @@
 """Every arm of every table of experiments/ can be trained.
 
 By default each different model is traced, which finds what does not fit together. The slow test
-(`python -m pytest -m slow tests/test_experiment_arms.py`) trains each for three steps and evaluates
-it: some twenty models that have to be compiled.
+(`python -m pytest -m slow tests/test_experiment_arms.py`) trains each different config for three
+steps and evaluates it; some twenty models have to be compiled for it.
 """
 
 import csv
@@ -19,16 +19,17 @@ import pytest
 import tiny_model
 import tiny_run
 
-from experiments import plan
+from experiments import plan, worker
 from maskrcnn_jax.models import families
 from maskrcnn_jax.train_step import init_variables
 
 # No run is written where it would lie.
-RUNS = experiment_arms.distinct_runs(plan.table_names(), Path("unused"))
-ARMS = [arms for _, arms in RUNS]
+TRAININGS = experiment_arms.distinct_runs(plan.table_names(), Path("unused"))
+MODELS = experiment_arms.distinct_models(TRAININGS)
+ARMS = [arms for _, arms in TRAININGS]
 
 
-@pytest.mark.parametrize("run, arms", RUNS, ids=[arms[0] for arms in ARMS])
+@pytest.mark.parametrize("run, arms", MODELS, ids=[arms[0] for _, arms in MODELS])
 def test_the_model_of_each_arm_is_traced(run, arms):
     model = families.build(run.config.model, tiny_model.CLASSES)
     variables = jax.eval_shape(lambda: init_variables(model, 0))
@@ -41,18 +42,30 @@ def test_the_model_of_each_arm_is_traced(run, arms):
     assert all(term.shape == () for term in terms if term is not None)
 
 
+def test_the_gflops_of_a_prediction_do_not_depend_on_the_device(monkeypatch):
+    model = tiny_model.model(mask_branch="mlp", head_norm="none", max_detections=40)
+    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    assert jax.default_backend() == "cpu"
+    here = worker.gflops(model, variables, tiny_model.CANVAS)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert worker.gflops(model, variables, tiny_model.CANVAS) == here > 0
+
+
 def test_every_arm_is_among_them():
     expected = [
         f"{name}/{arm.name}"
         for name in plan.table_names()
         for arm in plan.load_table(name).table.arms
     ]
-    assert sorted(sum(ARMS, [])) == sorted(expected)
+    for runs in (TRAININGS, MODELS):
+        assert sorted(sum((arms for _, arms in runs), [])) == sorted(expected)
+    first = [arms[0] for arms in ARMS]
+    assert {"num_images/1/16", "image_size/3/4", "table_8/both"} <= {*first}, "each by itself"
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, dict]:
-    """What each model's training gave, by the first of its arms."""
+    """What each training gave, by the first of its arms."""
     folder = tmp_path_factory.mktemp("arms")
     cache = jax.config.jax_compilation_cache_dir
     keep = {"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}

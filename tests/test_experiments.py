@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import tiny_coco
 from experiments import noise, plan, plot, report, run, worker
 from experiments.settings import SETTINGS
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import files
+from maskrcnn_jax.errors import Interrupted, Stopped, UserError
 
 ROOT = Path(__file__).parents[1]
 OWN = """'''Does the seed matter more than the RPN?'''
@@ -154,6 +157,10 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(own, tmp_path, monkeypatc
     assert "against" not in text, "nothing to compare with"
     assert run.main(command(tmp_path, own, "--seeds", "2")) == 1
     assert len(trained) == 4, "failed runs wait for --retry"
+    capsys.readouterr()
+    for retry, told in ((), "0 to do"), (("--retry",), "2 to do, 8 steps"):
+        assert run.main(command(tmp_path, own, "--seeds", "2", "--dry-run", *retry)) == 0
+        assert told in capsys.readouterr().out, "the first two of six steps are saved"
     broken["now"] = False
     assert run.main(command(tmp_path, own, "--seeds", "2", "--retry")) == 0
     assert len(trained) == 6
@@ -373,3 +380,193 @@ def test_the_real_command_starts(tmp_path):
     assert done.returncode == 0, done.stderr
     for name in plan.table_names():
         assert f"{name}: {plan.load_table(name).question}" in done.stdout
+
+
+def test_reports_that_are_written_at_once_do_not_meet(tmp_path):
+    path, both_write = tmp_path / "table.md", threading.Barrier(2)
+    failures = []
+
+    def write(text):
+        try:
+            with files.replacing(path) as temporary:
+                temporary.write_text(text)
+                both_write.wait(timeout=60)
+        except OSError as error:
+            failures.append(error)
+
+    texts = "of one shard", "of another"
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not failures and path.read_text() in texts
+    with pytest.raises(KeyError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
+
+
+def test_neither_texts_nor_plots_have_a_fixed_temporary_name(own, faked, tmp_path):
+    assert run.main(command(tmp_path, own, "--seeds", "1")) == 0
+    for name in ("mine.md", "mine.csv", "mine.png"):
+        (tmp_path / f"{name}.tmp").mkdir()  # what another shard would be writing
+    assert run.main(command(tmp_path, own, "--seeds", "1")) == 0
+
+
+def arms_of(name, setting, workdir, *argv):
+    """arm -> flat config of the plan that a command makes; the data it names are read."""
+    args, overrides = run._parse([name, "--setting", setting, *argv])
+    loaded = plan.load_table(name)
+    data = run._data(args, overrides, loaded.table)
+    runs = plan.make_runs(loaded, SETTINGS[setting], workdir, 1, data, overrides)
+    return {r.arm: config_lib.flatten(r.config) for r in runs}
+
+
+def four_fields(folder):
+    return [
+        f"--config.data.{split}.{kind}={folder / path}"
+        for split in ("train", "val")
+        for kind, path in (
+            ("annotations", f"annotations/instances_{split}2017.json"),
+            ("images", f"{split}2017/images"),
+        )
+    ]
+
+
+def test_parts_of_the_images_are_of_those_that_there_are(coco_folder, tmp_path):
+    def limits(setting, *argv):
+        return [
+            arm["data.limit"] for arm in arms_of("num_images", setting, tmp_path, *argv).values()
+        ]
+
+    assert limits("shapes") == [100, 400, 1600]
+    assert limits("shapes", "--config.data.shapes_train=400")[:2] == [25, 100]
+    assert limits("shapes", "--config.data.limit=800") == [50, 200, 800]
+    assert limits("coco") == [7393, 29572, 0]
+    fields = four_fields(coco_folder)
+    for setting in ("real", "coco"):
+        assert limits(setting, *fields) == [1, 2, 0], "of nine pictures"
+    assert limits("real", "--data", str(coco_folder)) == [1, 2, 0]
+    assert limits("real", *fields, "--config.data.limit=8") == [1, 2, 8]
+    with pytest.raises(UserError, match="set --config.data.limit"):
+        limits("coco", "--config.data.name=mine", "--config.data.module=m.py")
+
+
+@pytest.mark.parametrize("setting", ["shapes", "coco"])
+def test_pictures_of_all_sizes_come_in_the_same_order(setting, tmp_path):
+    arms = arms_of("image_size", setting, tmp_path)
+    for arm in arms.values():
+        ((height, width),) = arm["data.canvases"]  # one, and so one group of pictures
+        assert height == width >= arm["data.long"] == arm["data.long_test"] > width - 32
+    longs = [arm["data.long"] for arm in arms.values()]
+    assert longs == sorted(set(longs))
+    assert len({arm["train.seed"] for arm in arms.values()}) == 1
+
+
+def test_factors_are_of_what_the_command_line_says(tmp_path):
+    steps = arms_of("table_8", "shapes", tmp_path, "--config.train.num_steps=50")
+    assert sorted({arm["train.num_steps"] for arm in steps.values()}) == [50, 100]
+
+
+def test_lists_serve_as_tuples_and_strange_values_are_told(tmp_path, capsys):
+    def plan_of(value):
+        text = OWN.replace('{"model.rpn_channels": 16}', value)
+        (tmp_path / "mine.py").write_text(text.replace("import Arm", "import Arm, Times"))
+        return run.main(command(tmp_path / "w", str(tmp_path / "mine.py"), "--dry-run"))
+
+    assert plan_of('{"model.pixel_std": [57.375, 57.12, 58.395]}') == 0
+    assert "(64.0, 64.0, 64.0)" in capsys.readouterr().out, "what the setting has for it"
+    assert plan_of('{"data.short": Times([0.5, 1.0])}') == 0
+    for value in ('{"model.depth": [50]}', '{"model.depth": {50: 1}}', '{"model.neck": Times(2)}'):
+        assert plan_of(value) == 2, value
+        assert re.search(r"error: mine, arm 'narrow': .*model\.", capsys.readouterr().err), value
+    assert plan_of('{"model.depth": Times((1, 2))}') == 2
+    assert "a number a factor" in capsys.readouterr().err
+
+
+def test_arms_that_a_setting_makes_equal_are_refused(tmp_path, capsys):
+    text = OWN.replace("rpn_channels", "depth").replace("16}", "18}").replace("32}", "50}")
+    (tmp_path / "mine.py").write_text(text)
+    argv = [str(tmp_path / "mine.py"), "--dry-run", "--workdir", str(tmp_path / "w")]
+    assert run.main(argv) == 2
+    told = capsys.readouterr().err
+    assert "--setting shapes, the arms 'narrow' and 'wide' are the same training" in told
+    assert "model.depth is 18 in both" in told
+
+
+def test_other_data_under_the_same_name_are_another_run(coco_folder, tmp_path):
+    def keys():
+        args, overrides = run._parse(["norm", "--setting", "real", *four_fields(tmp_path / "d")])
+        loaded = plan.load_table("norm")
+        data = run._data(args, overrides, loaded.table)
+        runs = plan.make_runs(loaded, SETTINGS["real"], tmp_path, 1, data, overrides)
+        again = [plan.arm_key(json.loads(json.dumps(r.config.to_dict()))) for r in runs]
+        assert again == [r.arm_key for r in runs], "of a config that was read from JSON"
+        return [r.key for r in runs]
+
+    shutil.copytree(coco_folder, tmp_path / "d")
+    before = keys()
+    for split in ("train", "val"):
+        file = tmp_path / "d" / "annotations" / f"instances_{split}2017.json"
+        text = file.read_text()
+        file.write_text(text)
+        assert keys() == before, "written again, with the same content"
+        file.write_text(text + " ")
+        assert not set(keys()) & set(before), split
+        file.write_text(text)
+
+
+def test_each_arm_has_the_heads_that_it_trains(faked, tmp_path):
+    arms = arms_of("table_5", "shapes", tmp_path)
+    assert [arm["model.keypoints"] for arm in arms.values()] == [0, 0, 5, 5]
+    assert {arm["data.min_keypoints"] for arm in arms.values()} == {1}
+    own = arms_of("table_5", "coco", tmp_path, "--config.model.keypoints=21")
+    assert [arm["model.keypoints"] for arm in own.values()] == [0, 0, 21, 21]
+    assert run.main(command(tmp_path, "table_5", "--seeds", "2")) == 0
+    text = (tmp_path / "table_5.md").read_text()
+    keypoint_rows = text.split("| keypoints |")[1].split("\n\n")[0]
+    assert "| boxes, masks | 2 | – | – |" in keypoint_rows
+    assert "AP of keypoints, boxes, keypoints against" in text
+    assert "AP of keypoints, boxes, masks against" not in text
+
+
+@pytest.mark.parametrize("status", [worker.INTERRUPTED, -signal.SIGTERM])
+def test_a_run_that_was_stopped_goes_on_with_the_same_command(
+    status, own, tmp_path, monkeypatch, capsys
+):
+    stops = [status]
+
+    def launch(folder):
+        return stops.pop() if stops else fake_training.launch(folder)
+
+    monkeypatch.setattr(run, "launch", launch)
+    assert run.main(command(tmp_path, own, "--seeds", "1")) == 1
+    assert "narrow, seed 0: not finished." in capsys.readouterr().out
+    assert run.main(command(tmp_path, own, "--seeds", "1")) == 0
+    assert "failed" not in (tmp_path / "mine.csv").read_text()
+
+
+def test_a_worker_tells_an_interruption_from_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(worker, "_follow_the_runner", lambda: None)
+    for error, status in ((Interrupted("saved"), 3), (Stopped("not finite"), 1)):
+
+        def work(folder, error=error):
+            raise error
+
+        monkeypatch.setattr(worker, "work", work)
+        assert worker.main([str(tmp_path)]) == status
+    assert capsys.readouterr().err == "saved\nnot finite\n"
+
+
+def test_the_report_says_how_long_arms_were_trained(own, faked, tmp_path):
+    assert run.main(command(tmp_path, own, "--seeds", "2", steps=None)) == 0
+    text = (tmp_path / "mine.md").read_text()
+    each = "600 steps of 8 images, 1,600 training images, at most 160 x 192."
+    assert f"- Each run: {each}" in text
+    assert "- All 4 finished runs: 20 min of training" in text, "4 x 600 x 0.5 s"
+    argv = command(tmp_path, "num_images", "--seeds", "1", "--config.data.shapes_train=800")
+    assert run.main(argv) == 0
+    text = (tmp_path / "num_images.md").read_text()
+    for arm, number in ("1/16", 50), ("1/4", 200), ("all", 800):
+        assert f"- Each run of {arm}: 6 steps of 8 images, {number} training images," in text

@@ -19,6 +19,7 @@ from maskrcnn_jax.data import augment, augment_geometry, copy_paste, keypoints, 
 from maskrcnn_jax.data.builder import prepare
 from maskrcnn_jax.data.coco import load_coco
 from maskrcnn_jax.data.pipeline import make_batches
+from maskrcnn_jax.datasets import load_data
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.results import evaluate_coco, to_coco_results
 
@@ -116,7 +117,6 @@ def test_partners_may_be_given():
         ({"data.albumentations": "[]"}, "data.albumentations"),
         ({"model.neck": "c4"}, "model.neck"),
         ({"model.keypoints": 0, "train.best_metric": "keypoints/AP"}, "train.best_metric"),
-        ({"model.keypoints": 0, "data.min_keypoints": 1}, "data.min_keypoints"),
     ],
 )
 def test_fields_that_contradict_each_other(fields, words):
@@ -296,6 +296,33 @@ def test_records_without_keypoints_keep_their_folder(tmp_path):
     c.min_keypoints = 3
     with pytest.raises(UserError, match="min_keypoints"):
         make_batches(with_keypoints, c, 2, 0, keypoint_order=[0, 2, 1])
+
+
+def test_pictures_are_chosen_by_keypoints_without_a_head_for_them(tmp_path):
+    c = get_config()
+    c.data.update({"name": "shapes", "shapes_train": 12, "shapes_val": 2, "short": (64,)})
+    c.data.update({"long": 64, "max_instances": 16, "mask_side": 16, "min_keypoints": 12})
+    c.data.cache_dir = str(tmp_path)
+    found = {}
+    for number in (5, 0):
+        c.model.keypoints = number
+        assert not list(config_rules_keypoints.check(config.flatten(c)))
+        train, val = load_data(c, train=True)
+        assert val.inst_keypoints.shape[1] == number
+        records = prepare(train, tmp_path / "records", mask_side=16, progress=False)
+        assert 0 < (records.num_keypoints >= 12).sum() < 12
+        order = keypoints.flip_order(train.keypoint_names, (), number)
+        batches = list(make_batches(records, c.data, 2, 0, num_steps=6, keypoint_order=order))
+        assert all((batch.gt_keypoints is None) == (number == 0) for batch in batches)
+        found[number] = batches
+    for with_head, without in zip(found[5], found[0], strict=True):
+        np.testing.assert_array_equal(with_head.index, without.index)
+        np.testing.assert_array_equal(with_head.images, without.images)
+
+
+def test_keypoints_of_a_file_are_counted(tmp_path):
+    assert load_coco(*write(tmp_path, [person()]), keypoints=None).inst_keypoints.shape[1] == 3
+    assert keypoints.count_keypoints([{"keypoints": None}, {"keypoints": "x"}, 7, {}]) == 0
 
 
 def prepare_name(data):

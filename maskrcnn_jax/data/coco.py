@@ -18,7 +18,7 @@ from pycocotools import mask as mask_utils
 
 from maskrcnn_jax.data.annotation import parse_annotation, to_rle
 from maskrcnn_jax.data.formats.reading import is_file
-from maskrcnn_jax.data.keypoints import keypoint_table, parse_keypoints
+from maskrcnn_jax.data.keypoints import count_keypoints, keypoint_table, parse_keypoints
 from maskrcnn_jax.errors import UserError
 
 OnBad = Literal["error", "skip"]
@@ -52,7 +52,7 @@ class CocoData:
 
 
 def load_coco(
-    annotations: str | Path, images: str, on_bad_image: OnBad = "error", keypoints: int = 0
+    annotations: str | Path, images: str, on_bad_image: OnBad = "error", keypoints: int | None = 0
 ) -> CocoData:
     """Reads and checks a COCO JSON file. The content of the pictures is not looked at.
 
@@ -65,7 +65,8 @@ def load_coco(
       on_bad_image: "error" refuses the first missing picture or degenerate object; "skip" leaves
         them out, counts them and logs the first of each kind (COCO's own train2017 has a few boxes
         without area).
-      keypoints: how many each object has; 0 leaves those of the file unread.
+      keypoints: how many each object has; 0 leaves those of the file unread, None takes as many as
+        it has.
 
     Raises:
       UserError: the file is missing, cut off or not COCO JSON; ids are repeated or unknown; boxes
@@ -76,6 +77,7 @@ def load_coco(
     folders = _folders(images)
     content = _read_json(path)
     category_ids, names = _categories(path, content["categories"])
+    keypoints = count_keypoints(content["annotations"]) if keypoints is None else keypoints
     keypoint_names, skeleton = keypoint_table(path, content["categories"], keypoints)
     skips = {"images": _Skips(on_bad_image), "objects": _Skips(on_bad_image)}
 

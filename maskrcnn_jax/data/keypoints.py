@@ -49,6 +49,12 @@ def keypoint_table(
     return names, skeleton
 
 
+def count_keypoints(objects: Sequence[Any]) -> int:
+    """The most keypoints that an annotation of a COCO file has; what is malformed has none."""
+    lists = (a.get("keypoints") for a in objects if isinstance(a, dict))
+    return max((len(values) // 3 for values in lists if isinstance(values, list)), default=0)
+
+
 def parse_keypoints(path: Path, a: dict, number: int) -> Float[np.ndarray, "J 3"]:
     """The keypoints of an annotation, continuous; rows of zeros where none are labelled.
 

@@ -52,6 +52,7 @@ class MaskRCNN(nn.Module):
     pool: Callable  # (P2..P5, rois, size) -> [B, R, size, size, F]
     settings: Settings
     keypoint_head: nn.Module | None = None  # None: no keypoints
+    every_row: bool = False  # the mask head never leaves out rows that are not wanted
 
     def features(
         self,
@@ -367,11 +368,12 @@ def _wanted_rows(
 ) -> Int[Array, ""] | None:
     """The most rows that an image wants of the mask head, where computing no others pays.
 
-    That is on a CPU; None elsewhere, and where a norm takes its statistics over all rows. Wanted
-    rows come first.
+    That is on a CPU; None elsewhere, where a norm takes its statistics over all rows, and where the
+    model shall compute every row. Wanted rows come first.
     """
     is_one_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
-    if not is_one_cpu or getattr(model.mask_head, "norm", "none") == "batch":
+    norm = getattr(model.mask_head, "norm", "none")
+    if model.every_row or not is_one_cpu or norm == "batch":
         return None
     return wanted.sum(1).max()
 
