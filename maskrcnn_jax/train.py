@@ -230,7 +230,7 @@ class _Run:
         t = self.config.train
         previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
         try:
-            if self._is_due(self.start) and not self._is_evaluated(self.start):
+            if runtime.any_host(self._is_due(self.start) and not self._is_evaluated(self.start)):
                 self._evaluate(self.start)
             for done in range(self.start + 1, t.num_steps + 1):
                 if self._is_stale():
@@ -332,7 +332,7 @@ class _Run:
         )
 
     def _evaluate(self, done: int) -> None:
-        """Predicts, and leaves the precision to a thread, whose result the run may have to have."""
+        """Predicts, and leaves the precision to a thread, unless the next step depends on it."""
         self._finish_evaluation()
         self._read_metrics(0)
         trained = {"params": self.state.params, "batch_stats": self.state.batch_stats}
