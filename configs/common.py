@@ -209,7 +209,9 @@ def get_config() -> ml_collections.ConfigDict:
     t.checkpoint_every = 5_000
     t.keep_last = 2
     t.best_metric = "segm/AP"  # the best checkpoint by it is kept, too
-    t.early_stop = 0  # evaluations without a better best_metric before the run ends; 0: never
+    # Evaluations without a better best_metric before the run ends; 0: never, and training goes on
+    # while an evaluation's precision is computed.
+    t.early_stop = 0
     t.deterministic = False  # GPU: deterministic kernels, slower
     t.compile_cache = ""  # "": ~/.cache/maskrcnn_jax/jax; "none": no cache
 

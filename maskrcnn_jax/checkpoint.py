@@ -14,13 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.logs import write_atomic
 from maskrcnn_jax.optimizer import parameter_path
 
 # orbax tells of each save in several lines, and of a failed one in many; it also raises the error.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+_META = Path("meta", "metadata")
 ARRAYS = ("params", "batch_stats", "ema", "opt_state")
 
 
@@ -56,6 +59,19 @@ class Checkpoints:
         args["meta"] = ocp.args.JsonSave(meta)
         with _WriteErrors(self.folder):
             self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def rate(self, step: int, score: float) -> None:
+        """Gives a checkpoint that was saved without a score its own, on all hosts at once.
+
+        Raises UserError if writing the checkpoint failed.
+        """
+        self.wait()
+        folder = self.folder / str(step)
+        if jax.process_index() == 0:
+            text = json.dumps({**read_meta(folder), "score": score})
+            write_atomic(folder / _META, text)
+        # All hosts delete the same checkpoints only if they read the same scores.
+        multihost_utils.sync_global_devices(f"score of step {step}")
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Reads the arrays of a step into the shapes and shardings of `like`.
@@ -132,7 +148,7 @@ def complete_steps(folder: Path) -> list[int]:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """The meta data of one checkpoint, `checkpoints/<step>`."""
-    path = folder / "meta" / "metadata"
+    path = folder / _META
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:

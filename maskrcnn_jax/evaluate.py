@@ -1,8 +1,9 @@
 """From a data set and weights to AP, COCO results and pictures."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from maskrcnn_jax import (
 )
 from maskrcnn_jax.data.coco import CocoData, instance_mask
 from maskrcnn_jax.datasets import check_classes, classes_of, load_data
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
 from maskrcnn_jax.models.families import build, forward_predict
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -41,6 +42,19 @@ class _Batch(NamedTuple):
 
     canvas: tuple[int, int]
     rows: np.ndarray
+
+
+class Pending(NamedTuple):
+    """An evaluation whose images are predicted, while its precision is still being computed."""
+
+    step: int
+    folder: Path
+    scores: Future | None  # of results.Evaluation, on the first host alone
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this host could tell the precision at once."""
+        return self.scores is not None and self.scores.done()
 
 
 class Evaluator:
@@ -83,13 +97,15 @@ class Evaluator:
     def run(
         self, variables: dict[str, Any], folder: Path, log: RunLog, step: int, last: bool = True
     ) -> dict[str, float]:
-        """Predicts every image once and returns the metrics, the same on every host.
+        """`begin` and `finish` in one: predicts every image once and returns the metrics."""
+        return self.finish(self.begin(variables, folder, step), log, last)
 
-        last: print the table by class, too.
-        variables: replicated over the mesh. Writes results.json, metrics.json and pictures/ into
-        `folder`.
+    def begin(self, variables: dict[str, Any], folder: Path, step: int) -> Pending:
+        """Predicts every image once; then a thread of the first host computes the precision.
+
+        variables: replicated over the mesh, and no longer needed on return. Writes pictures/, and
+        the thread results.json and metrics.json, into `folder`.
         """
-        writes = jax.process_index() == 0
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         found: list[dict] = []
         dropped = 0
@@ -111,33 +127,65 @@ class Evaluator:
                     if row >= 0 and row not in self._unreadable
                 ]
             found += _collect(waiting)
+        if dropped:
+            self._say(
+                f"WARNING: {dropped} candidates exceeded model.max_candidates before NMS; "
+                "raise it, or model.score_thresh"
+            )
+        ids = self._readable_ids()
+        parts = runtime.gather_bytes(json.dumps(found).encode())
+        if jax.process_index():
+            return Pending(step, folder, None)
+        score = functools.partial(self._score, parts, ids, folder, step)
+        return Pending(step, folder, runtime.in_background(score))
+
+    def finish(self, pending: Pending, log: RunLog, last: bool = True) -> dict[str, float]:
+        """Waits for what `begin` began and returns the metrics, the same on every host.
+
+        last: print the table by class, too. An error of the computation is raised here; on the
+        other hosts as Stopped, so that none waits for ever.
+        """
+        error = pending.scores and pending.scores.exception()
+        found = results.Evaluation({}, [], {})
+        if pending.scores and not error:
+            found = pending.scores.result()
+        outcome = json.dumps([found.metrics, repr(error) if error else ""]).encode()
+        metrics, failure = json.loads(runtime.gather_bytes(outcome)[0])
+        if error:
+            raise error
+        if failure:
+            raise Stopped(f"step {pending.step}: the first host could not evaluate: {failure}")
+        rows = found.per_class if last else []
+        self._tell(log, pending.step, metrics, rows, found.reasons, pending.folder)
+        return metrics
+
+    def _readable_ids(self) -> list[int]:
+        """The images to evaluate: all but those that some host could not read."""
         bad = {str(self._data.image_ids[row]): why for row, why in self._unreadable.items()}
-        parts = [json.loads(x) for x in runtime.gather_bytes(json.dumps([found, bad]).encode())]
-        everything = [entry for entries, _ in parts for entry in entries]
-        left_out = {int(i): why for _, bad in parts for i, why in bad.items()}
+        parts = runtime.gather_bytes(json.dumps(bad).encode())
+        left_out = {int(i): why for part in parts for i, why in json.loads(part).items()}
         if left_out:
             why = next(iter(left_out.values()))
             self._say(f"WARNING: {len(left_out)} pictures are not evaluated; the first: {why}")
-        ids = [int(i) for i in self._data.image_ids if int(i) not in left_out]
+        return [int(i) for i in self._data.image_ids if int(i) not in left_out]
+
+    def _score(
+        self, parts: list[bytes], ids: list[int], folder: Path, step: int
+    ) -> results.Evaluation:
+        """The precision of what all hosts found; writes the two files."""
+        everything = [entry for part in parts for entry in json.loads(part)]
         everything.sort(key=lambda e: (e["image_id"], -e["score"]))
-        metrics, per_class, reasons = results.evaluate_coco(
+        found = results.evaluate_coco(
             self._data.annotations,
             everything,
             self._iou_types,
             ids,
             keypoint_sigmas=self._eval.keypoint_sigmas,
         )
-        if writes:
-            report = {**metrics, "reasons": reasons, "step": step, "images": len(ids)}
-            write_atomic(folder / "results.json", json.dumps(everything))
-            write_atomic(folder / "metrics.json", json.dumps(report, indent=1))
-        if dropped:
-            self._say(
-                f"WARNING: {dropped} candidates exceeded model.max_candidates before NMS; "
-                "raise it, or model.score_thresh"
-            )
-        self._tell(log, step, metrics, per_class if last else [], reasons, folder)
-        return metrics
+        report = {**found.metrics, "reasons": found.reasons, "step": step, "images": len(ids)}
+        write_atomic(folder / "results.json", json.dumps(everything))
+        write_atomic(folder / "metrics.json", json.dumps(report, indent=1))
+        return found
 
     def _own(self, rows: np.ndarray) -> np.ndarray:
         """This host's rows of a global batch."""

@@ -60,14 +60,23 @@ class RunLog:
         self._console.print(table)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Appends a line to metrics.jsonl and to `history`, and the scalars to TensorBoard."""
+        """Adds a line to metrics.jsonl and to `history`, and the scalars to TensorBoard.
+
+        Lines are in the order of their steps: a line that comes late does not follow later ones.
+        """
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = {"step": step, **finite}
+        late = bool(self.history) and step < self.history[-1]["step"]
         self.history.append(line)
+        if late:
+            self.history.sort(key=lambda line: line["step"])
         if not self._writes:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if late:
+            _write_lines(self._path, self.history)
+        else:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             tag = name if "/" in name else f"train/{name}"
             self._board.add_scalar(tag, value, step)
@@ -172,8 +181,12 @@ def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
 
 def _cut(path: Path, last_step: int) -> list[dict[str, Any]]:
     kept = read_metrics(path, last_step)
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+    _write_lines(path, kept)
     return kept
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _summary_writer(folder: Path, start_step: int) -> Any:

@@ -6,18 +6,20 @@ The annotations are the original ones of the data set, never what went through t
 """
 
 import contextlib
+import contextvars
 import importlib.util
-import io
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from pycocotools import coco as _coco
+from pycocotools import cocoeval as _cocoeval
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
@@ -37,6 +39,18 @@ _METRICS = {
     "APm": ("medium ", ""),
     "APl": ("large ", ""),
 }
+
+
+_silent = contextvars.ContextVar("_silent", default=False)
+
+
+def _print(*args: Any, **options: Any) -> None:
+    if not _silent.get():
+        print(*args, **options)
+
+
+# To redirect sys.stdout would silence all threads, for as long as one of them evaluates.
+_coco.print = _cocoeval.print = _print
 
 
 class ClassRow(NamedTuple):
@@ -233,10 +247,20 @@ def _load_engine(name: str) -> tuple[type, Callable]:
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Leaves out what pycocotools prints in this thread."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
 def _index(kind: type, content: dict) -> Any:
     coco = kind()
     coco.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _silence():
         coco.createIndex()
     return coco
 
@@ -281,7 +305,7 @@ def _run_evaluator(
 ) -> Any:
     left_out = "bbox" if iou_type == "segm" else "segmentation"
     rows = [{k: v for k, v in row.items() if k != left_out} for row in results]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _silence():
         # loadRes refuses an empty list.
         found = (
             truth.loadRes(rows)

@@ -3,8 +3,10 @@
 import functools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,23 @@ def cache_home() -> Path:
 def num_threads() -> int:
     """Threads for host work: the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_background(call: Callable[[], Any]) -> Future:
+    """Calls in a thread of its own, beside the device and the training.
+
+    The thread of an interrupted run dies with it: those of an executor would hold up its end.
+    """
+    future: Future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def describe_devices() -> list[str]:

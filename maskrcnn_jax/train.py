@@ -17,7 +17,7 @@ from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.data import user_transforms
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Interrupted, Stopped, UserError
-from maskrcnn_jax.evaluate import Evaluator
+from maskrcnn_jax.evaluate import Evaluator, Pending
 from maskrcnn_jax.logs import RunLog, StepClock
 from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import make_optimizer
@@ -111,6 +111,8 @@ class _Run:
         self.unread: collections.deque[tuple[int, dict]] = collections.deque()
         self.clock = StepClock()
         self.stop_asked = False
+        self.pending: Pending | None = None  # the evaluation under way
+        self.found: dict[str, float] = {}  # by the last evaluation of this call
 
     def _adopt_preset(self) -> initial.Imported | None:
         """Brings the config into agreement with foreign weights, before the model is built."""
@@ -236,35 +238,55 @@ class _Run:
         )
 
     def go(self) -> dict[str, float]:
-        """The loop: steps, and what the config and the signals ask for after each."""
-        t, e = self.config.train, self.config.eval
-        metrics: dict[str, float] = {}
+        """The loop: steps, and what the config and the signals ask for after each.
+
+        An evaluation predicts between two steps; its precision is computed while the next ones are
+        taken. The checkpoint of its step is written before it, and the next one only after its
+        result (`_save` waits). So the last checkpoint of a killed run is at most at the step of an
+        evaluation without a result, and the run that goes on begins with that evaluation. Where
+        train.early_stop asks whether to go on, and after the last step, the result is waited for.
+        """
+        t = self.config.train
         previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
         try:
-            if e.at_start and not self.start and not self.log.history:
-                self.log.metrics(0, self._evaluate(0))
+            if runtime.any_host(self._is_due(self.start) and not self._is_evaluated(self.start)):
+                self._evaluate(self.start)
             for done in range(self.start + 1, t.num_steps + 1):
-                self._advance(done)
-                if done == t.num_steps or (e.every and done % e.every == 0):
-                    metrics = self._evaluate(done)
-                    self._save(done, metrics)
-                elif done % t.checkpoint_every == 0:
-                    self._save(done)
                 if self._is_stale():
                     self.log.say(
                         f"no better {t.best_metric} in the last {t.early_stop} evaluations: "
-                        f"the run ends early, at step {done}"
+                        f"the run ends early, at step {done - 1}"
                     )
                     break
+                self._advance(done)
+                if self._is_due(done) or done % t.checkpoint_every == 0:
+                    self._save(done)
+                if self._is_due(done):
+                    self._evaluate(done)
+                elif self.pending and self._any_host(self.pending.is_done, done):
+                    self._finish_evaluation()
                 self._stop_if_asked(done)
+            self._finish_evaluation()
         finally:
             signal.signal(signal.SIGTERM, previous)
-        if not metrics:
-            metrics = self._evaluate(self.start)
+        if not self.found:
+            self._evaluate(self.start)
+            self._finish_evaluation()
         self.store.close()
         best = checkpoint.best_step(self.store.folder)
         self.log.say(f"done: {self.workdir}; the best {t.best_metric} is of step {best}")
-        return metrics
+        return self.found
+
+    def _is_due(self, done: int) -> bool:
+        """Whether the config asks for an evaluation at this step."""
+        every = self.config.eval.every
+        if not done:
+            return self.config.eval.at_start
+        return done == self.config.train.num_steps or (every > 0 and done % every == 0)
+
+    def _is_evaluated(self, done: int) -> bool:
+        name = self.config.train.best_metric
+        return any(line["step"] == done and name in line for line in self.log.history)
 
     def _advance(self, done: int) -> None:
         """Takes one step and reads the metrics of an earlier one."""
@@ -328,27 +350,38 @@ class _Run:
             "the step again"
         )
 
-    def _evaluate(self, done: int) -> dict[str, float]:
+    def _evaluate(self, done: int) -> None:
+        """Predicts, and leaves the precision to a thread, unless the next step depends on it."""
+        self._finish_evaluation()
         self._read_metrics(0)
         trained = {"params": self.state.params, "batch_stats": self.state.batch_stats}
         with self.clock.pausing(True):
-            metrics = self.evaluator.run(
-                self.state.ema or trained,
-                self.workdir / "eval",
-                self.log,
-                done,
-                last=done == self.config.train.num_steps,
+            self.pending = self.evaluator.begin(
+                self.state.ema or trained, self.workdir / "eval", done
             )
-        if done > self.start:
-            self.log.metrics(done, metrics)
-        return metrics
+        if self.config.train.early_stop:
+            self._finish_evaluation()
 
-    def _save(self, done: int, metrics: dict[str, float] | None = None) -> None:
+    def _finish_evaluation(self) -> None:
+        """Waits for the result of the evaluation under way, if there is one, and records it."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        done, t = pending.step, self.config.train
+        with self.clock.pausing(True):
+            self.found = self.evaluator.finish(pending, self.log, last=done == t.num_steps)
+            if done:
+                self.store.rate(done, self.found[t.best_metric])
+        # After the score: without this line, a run that goes on evaluates once more.
+        if not self._is_evaluated(done):
+            self.log.metrics(done, self.found)
+
+    def _save(self, done: int) -> None:
+        self._finish_evaluation()
         self._read_metrics(0)
-        score = metrics[self.config.train.best_metric] if metrics else None
         meta = {
             "step": done,
-            "score": score,
+            "score": None,  # comes with the result of the evaluation
             "window": self.window,
             "classes": self.classes,
             "config": _plain(self.config),
@@ -365,15 +398,18 @@ class _Run:
         self.stop_asked = True
 
     def _stop_if_asked(self, done: int) -> None:
-        # Many hosts ask each other only now and then, and so all leave at the same step.
-        if jax.process_count() > 1 and done % self.config.train.log_every:
-            return
-        if runtime.any_host(self.stop_asked):
+        if self._any_host(self.stop_asked, done):
             self._save(done)
             self.store.close()
             raise Interrupted(
                 f"asked to stop: step {done} is saved; the same command goes on from it"
             )
+
+    def _any_host(self, flag: bool, done: int) -> bool:
+        # Many hosts ask each other only now and then, and so all hear of it at the same step.
+        if jax.process_count() > 1 and done % self.config.train.log_every:
+            return False
+        return runtime.any_host(flag)
 
 
 def _mirrors(d: ConfigDict) -> bool:

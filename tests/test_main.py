@@ -27,6 +27,17 @@ def _advance(self, done):
 train._Run._advance = _advance
 """
 
+# What computes the precision never ends, or fails.
+EVALUATION = """
+import threading
+from maskrcnn_jax import results
+def _evaluate(*args, **options):
+    {does}
+results.evaluate_coco = _evaluate
+"""
+UNENDING = EVALUATION.format(does="threading.Event().wait()")
+FAILING = EVALUATION.format(does="raise RuntimeError('an odd annotation')")
+
 # Ends the process while the checkpoint of step n is being written in the background.
 KILL_IN_WRITE = """
 import os, signal
@@ -101,15 +112,17 @@ def test_a_run_leaves_what_it_promises(undisturbed):
 
 
 def test_killed_runs_end_bitwise_equal(cache, undisturbed, tmp_path):
-    faults = [
-        KILL_AT.format(step=3, signal="SIGKILL"),  # before the first checkpoint
-        KILL_IN_WRITE.format(step=8),
-        KILL_AT.format(step=8, signal="SIGKILL"),
-        KILL_AT.format(step=12, signal="SIGKILL"),
-    ]
-    for fault in faults:
+    faults = {
+        KILL_AT.format(step=3, signal="SIGKILL"): -9,  # before the first checkpoint
+        FAILING: 1,  # the evaluation of step 6
+        UNENDING + KILL_AT.format(step=7, signal="SIGKILL"): -9,
+        KILL_IN_WRITE.format(step=8): -9,
+        KILL_AT.format(step=12, signal="SIGKILL"): -9,
+    }
+    for fault, status in faults.items():
         killed = tiny_run.run(cache, tiny_run.arguments(tmp_path), fault)
-        assert killed.returncode == -9, killed.stdout + killed.stderr
+        assert killed.returncode == status, killed.stdout + killed.stderr
+        assert ("RuntimeError: an odd annotation" in killed.stderr) == (fault == FAILING)
     last = tiny_run.run(cache, tiny_run.arguments(tmp_path))
     assert last.returncode == 0, last.stderr
     assert re.search(r"resuming at step \d+ of 12", last.stdout)
@@ -131,8 +144,9 @@ def test_sigterm_saves_and_leaves_and_changes_are_listed(cache, tmp_path):
     assert other.returncode == 2
     assert "cannot go on with another model.mask_channels (was 16, is 8)" in other.stderr
 
-    full = FULL_DISK_AT.format(step=6)
-    argv = tiny_run.arguments(tmp_path, "optim.weight_decay=0.5")
+    full = FULL_DISK_AT.format(step=8)
+    # Without evaluations, whose own files would be the first not to be written.
+    argv = tiny_run.arguments(tmp_path, "optim.weight_decay=0.5", "eval.every=0")
     failed = tiny_run.run(cache, argv, full)
     assert "resuming at step 3 of 12" in failed.stdout
     assert "config.optim.weight_decay: 0.01 -> 0.5" in failed.stdout
