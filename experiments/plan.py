@@ -155,8 +155,8 @@ def _values(
     """The fields with the setting's values, factors multiplied out."""
     flat = config_lib.flatten(config)
     return {
-        name: _multiply(flat[name], value.factors)
-        if isinstance(value, Times) and name in flat
+        name: _multiply(flat[value.of or name], value.factors)
+        if isinstance(value, Times) and (value.of or name) in flat
         else in_place(value, name, setting)
         for name, value in fields.items()
     }
@@ -164,8 +164,9 @@ def _values(
 
 def _multiply(value: Any, factors: float | tuple[float, ...]) -> Any:
     many = factors if isinstance(factors, tuple) else (factors,)
-    if isinstance(value, tuple):
-        return tuple(_multiply(max(value), factor) for factor in many)
+    if isinstance(value, tuple) or isinstance(factors, tuple):
+        largest = max(value) if isinstance(value, tuple) else value
+        return tuple(_multiply(largest, factor) for factor in many)
     (factor,) = many
     return max(1, round(value * factor)) if isinstance(value, int) else value * factor
 

@@ -11,9 +11,11 @@ class Times(NamedTuple):
     """A field's value in an arm: the setting's own value times a factor.
 
     Of a tuple, its largest number times each factor: Times((0.5, 1.0)) of (640, 800) is (400, 800).
+    of: another field, whose value is multiplied in place of the field's own.
     """
 
     factors: float | tuple[float, ...]
+    of: str = ""
 
 
 @dataclass(frozen=True)
