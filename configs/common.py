@@ -223,6 +223,15 @@ def get_config() -> ml_collections.ConfigDict:
     e.paste_rule = "detectron2"  # how masks come into the image: "detectron2", "torchvision",
     # "matterport"
     e.keypoint_sigmas = ()  # of COCO's OKS; (): COCO's for 17 keypoints, else 0.05 each
+    # Test-time augmentation: the shorter sides that each picture is seen at, which then replace
+    # data.short_test, as in (400,500,600,700,800,900,1000,1100,1200); (): off. What is found at all
+    # sizes is merged by NMS, the masks of what stays are the mean over all sizes. Every evaluation
+    # takes as many times as long, those during training, too (eval.every).
+    e.tta_short = ()
+    # The longer side is at most this (Detectron2: 4000). Canvases are derived as data.canvases ()
+    # derives them, for each size.
+    e.tta_long = 2000
+    e.tta_flip = False  # at each of tta_short mirrored, too
     e.num_pictures = 8  # overlays, prediction beside ground truth
     e.picture_thresh = 0.5  # score from which a detection is drawn
 

@@ -187,7 +187,7 @@ def _values(
     flat = config_lib.flatten(config)
     return {
         name: _derived(name, value, flat)
-        if isinstance(value, Times | Square) and name in flat
+        if isinstance(value, Times | Square) and (getattr(value, "of", "") or name) in flat
         else in_place(value, name, setting)
         for name, value in fields.items()
     }
@@ -197,7 +197,8 @@ def _derived(name: str, value: Times | Square, flat: Mapping[str, Any]) -> Any:
     if isinstance(value, Square):
         side = 32 * math.ceil(max(flat["data.long"], flat["data.long_test"]) * value.factor / 32)
         return ((side, side),)
-    own = train_images(flat) if name == "data.limit" else flat[name]
+    source = value.of or name
+    own = train_images(flat) if source == "data.limit" else flat[source]
     if own is None:
         raise UserError(
             f"data.limit: the number of images of data.name={flat['data.name']!r} is not known "
@@ -207,15 +208,17 @@ def _derived(name: str, value: Times | Square, flat: Mapping[str, Any]) -> Any:
         return _multiply(own, value.factors)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{name}={own!r}: cannot be taken {value.factors!r} times; give a number a factor, a "
+            f"{source}={own!r}: cannot be taken {value.factors!r} times; give a number a factor, a "
             "tuple of numbers a factor or a tuple of them"
         ) from error
 
 
 def _multiply(value: Any, factors: float | Sequence[float]) -> Any:
-    many = factors if isinstance(factors, tuple | list) else (factors,)
-    if isinstance(value, tuple):
-        return tuple(_multiply(max(value), factor) for factor in many)
+    several = isinstance(factors, tuple | list)
+    many = factors if several else (factors,)
+    if isinstance(value, tuple) or several:
+        largest = max(value) if isinstance(value, tuple) else value
+        return tuple(_multiply(largest, factor) for factor in many)
     (factor,) = many
     if isinstance(value, int):
         return max(1, round(value * factor)) if factor else 0

@@ -13,9 +13,11 @@ class Times(NamedTuple):
     Of a tuple, its largest number times each factor: Times((0.5, 1.0)) of (640, 800) is (400, 800).
     Of data.limit, the number of training images that there are. Whole numbers stay above 0, but for
     the factor 0.
+    of: another field, whose value is multiplied in place of the field's own.
     """
 
     factors: float | tuple[float, ...]
+    of: str = ""
 
 
 class Square(NamedTuple):

@@ -9,7 +9,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from maskrcnn_jax import config_parts, config_rules_data, config_rules_keypoints
+from maskrcnn_jax import (
+    config_parts,
+    config_rules_data,
+    config_rules_keypoints,
+    config_rules_tta,
+)
 
 Fields = dict[str, Any]
 
@@ -85,7 +90,7 @@ POSITIVE = (
     *_fields("data", "blur_sigma jpeg_quality"),
     *_fields("optim", "base_lr base_batch gamma layer_decay"),
     *_fields("train", "num_steps batch_size accumulate log_every checkpoint_every keep_last"),
-    *_fields("eval", "batch_size keypoint_sigmas"),
+    *_fields("eval", "batch_size keypoint_sigmas tta_short tta_long"),
 )
 NOT_NEGATIVE = (
     *_fields("model", "pixel_mean rpn_smooth_l1_beta rpn_loss_weight box_smooth_l1_beta"),
@@ -127,7 +132,7 @@ def check(fields: Fields, mode: str) -> tuple[list[str], list[str]]:
         return errors, []
     rules = (_model(fields), _sizes(fields), _data(fields, mode), _schedule(fields))
     rules += (_fine_tuning(fields), _start(fields, mode), config_parts.trunk(fields))
-    rules += (config_rules_data.check(fields),)
+    rules += (config_rules_data.check(fields), config_rules_tta.check(fields))
     errors = [line for found in rules for line in found]
     return errors, [] if errors else list(_warnings(fields, mode))
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from PIL import Image
 
 from maskrcnn_jax import (
@@ -22,25 +21,27 @@ from maskrcnn_jax import (
     preprocess,
     results,
     runtime,
+    tta,
     visualize,
 )
 from maskrcnn_jax.data.coco import CocoData, instance_mask
 from maskrcnn_jax.datasets import check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
-from maskrcnn_jax.models.families import build, forward_predict
+from maskrcnn_jax.models.families import build
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.types import Detections
+from maskrcnn_jax.views import View
 
 # Smaller pictures are enlarged, so that the labels leave something to see.
 _PICTURE_SIDE = 512
 
 
 class _Batch(NamedTuple):
-    """Rows of the data set that share a canvas; -1 fills the last batch."""
+    """Rows of the data set that share their canvases; -1 fills the last batch."""
 
-    canvas: tuple[int, int]
+    canvases: tuple[tuple[int, int], ...]  # for each size at which pictures are seen
     rows: np.ndarray
 
 
@@ -81,18 +82,11 @@ class Evaluator:
         self._iou_types += ("keypoints",) if model.settings.keypoints else ()
         self._skips = config.data.on_bad_image == "skip"
         self._unreadable: dict[int, str] = {}  # row -> why, of this host's pictures
-        size = (config.data.short_test, config.data.long_test)
-        self._resize = (config.data.resize_rule, *size)
-        canvases = config.data.canvases or preprocess.derive_canvases(*size)
+        self._rule, self._sizes = config.data.resize_rule, tta.sizes(config)
         devices = jax.device_count()
         batch_size = -(-config.eval.batch_size // devices) * devices
-        self._batches = _plan(data.sizes, self._resize, canvases, batch_size)
-        sharded = NamedSharding(mesh, P("data"))
-        step = jax.jit(
-            lambda v, images, hw, window: forward_predict(model, v, images, hw, window, mesh),
-            out_shardings=sharded,
-        )
-        self._programs = runtime.Programs(step, "prediction", say)
+        self._batches = _plan(data.sizes, self._rule, self._sizes, batch_size)
+        self._detect = tta.make_detector(model, config, mesh, say)
 
     def run(
         self, variables: dict[str, Any], folder: Path, log: RunLog, step: int, last: bool = True
@@ -112,9 +106,8 @@ class Evaluator:
         with ThreadPoolExecutor(runtime.num_threads()) as pool:
             # The next batch is read and the last one pasted while the device computes this one.
             waiting: list[Any] = []
-            for batch, *inputs in self._load(pool):
-                program = self._programs.get(batch.canvas, variables, *inputs)
-                out = program(variables, *inputs)
+            for batch, views in self._load(pool):
+                out = self._detect(variables, views)
                 found += _collect(waiting)
                 host = jax.tree.map(runtime.local_rows, out)
                 rows = self._own(batch.rows)
@@ -191,15 +184,15 @@ class Evaluator:
         """This host's rows of a global batch."""
         return np.split(rows, jax.process_count())[jax.process_index()]
 
-    def _load(
-        self, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[_Batch, jax.Array, jax.Array, jax.Array]]:
-        dtype = conventions.RESIZE_RULES[self._resize[0]].dtype
+    def _load(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Batch, tuple[View, ...]]]:
+        dtype = conventions.RESIZE_RULES[self._rule].dtype
 
-        def read(row: int, canvas: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        def read(row: int, canvases: tuple[tuple[int, int], ...]) -> tuple[View, ...]:
             # One pixel, not none: an empty image would leave no valid anchor.
             pixel = np.array([0, 0, 1, 1], np.float32)
-            blank = np.zeros((*canvas, 3), dtype), np.ones(2, np.int32), pixel
+            blank = tuple(
+                View(np.zeros((*c, 3), dtype), np.ones(2, np.int32), pixel) for c in canvases
+            )
             if row < 0:
                 return blank
             size = tuple(int(x) for x in self._data.sizes[row])
@@ -210,26 +203,33 @@ class Evaluator:
                     raise
                 self._unreadable[row] = str(error)
                 return blank
-            pixels, placement = conventions.prepare_input(image, *self._resize, canvas)
-            window = np.array(placement.window, np.float32)
-            return pixels, np.array(placement.image_hw, np.int32), window
+            return tuple(map(functools.partial(self._view, image), self._sizes, canvases))
 
         def begin(batch: _Batch) -> list:
-            return [pool.submit(read, int(row), batch.canvas) for row in self._own(batch.rows)]
+            return [pool.submit(read, int(row), batch.canvases) for row in self._own(batch.rows)]
 
         upcoming = begin(self._batches[0]) if self._batches else []
         for i, batch in enumerate(self._batches):
             current, upcoming = upcoming, []
             if i + 1 < len(self._batches):
                 upcoming = begin(self._batches[i + 1])
-            parts = zip(*(future.result() for future in current), strict=True)
-            yield batch, *runtime.shard_batch(tuple(map(np.stack, parts)), self._mesh)
+            rows = [future.result() for future in current]
+            views = jax.tree.map(lambda *x: np.stack(x), *rows)
+            yield batch, runtime.shard_batch(views, self._mesh)
+
+    def _view(self, image: np.ndarray, size: tta.Size, canvas: tuple[int, int]) -> View:
+        pixels, placement = conventions.prepare_input(
+            image, self._rule, size.short, size.long, canvas
+        )
+        window = np.array(placement.window, np.float32)
+        return View(pixels, np.array(placement.image_hw, np.int32), window)
 
     def _finish(self, row: int, found: Detections, folder: Path) -> list[dict]:
         """COCO results of one image; draws it when it is among the first."""
         data = self._data
         hw = tuple(int(x) for x in data.sizes[row])
-        rule, window = self._eval.paste_rule, conventions.place(hw, *self._resize).window
+        rule, size = self._eval.paste_rule, self._sizes[0]
+        window = conventions.place(hw, self._rule, size.short, size.long).window
         boxes, has_area = conventions.boxes_to_image(found.boxes, window, hw, rule)
         keep = has_area & found.valid
         boxes, scores, classes = boxes[keep], found.scores[keep], found.classes[keep]
@@ -333,21 +333,25 @@ def _collect(futures: list) -> list[dict]:
 
 
 def _plan(
-    sizes: np.ndarray, resize: tuple[str, int, int], canvases: Any, batch_size: int
+    sizes: np.ndarray, rule: str, seen: tuple[tta.Size, ...], batch_size: int
 ) -> list[_Batch]:
-    groups: dict[tuple[int, int], list[int]] = {}
-    for row, hw in enumerate(sizes):
-        own = conventions.place((int(hw[0]), int(hw[1])), *resize)
-        canvas = own.canvas if own.fixed else preprocess.choose_canvas(own.image_hw, canvases)
-        groups.setdefault(canvas, []).append(row)
+    groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for row, (height, width) in enumerate(sizes):
+        hw = int(height), int(width)
+        groups.setdefault(tuple(_canvas(hw, rule, size) for size in seen), []).append(row)
     batches = []
-    for canvas, rows in groups.items():
+    for canvases, rows in groups.items():
         for start in range(0, len(rows), batch_size):
             padded = np.full(batch_size, -1)
             part = rows[start : start + batch_size]
             padded[: len(part)] = part
-            batches.append(_Batch(canvas, padded))
+            batches.append(_Batch(canvases, padded))
     return batches
+
+
+def _canvas(hw: tuple[int, int], rule: str, size: tta.Size) -> tuple[int, int]:
+    own = conventions.place(hw, rule, size.short, size.long)
+    return own.canvas if own.fixed else preprocess.choose_canvas(own.image_hw, size.canvases)
 
 
 def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:

@@ -151,11 +151,26 @@ def detect_scored(
     valid = (best > 0) & jnp.isfinite(boxes).all(-1)
     boxes = box_ops.clip_to(jnp.where(valid[:, None], boxes, 0.0), window)
     valid &= _is_as_large(boxes, s.box_min_size)
-    keep = nms(boxes, best, valid, s.nms_thresh, classes)
-    scores, final = jax.lax.top_k(jnp.where(keep, best, -1.0), min(s.max_detections, len(best)))
+    return *merge(s, boxes, best, classes, valid), num_dropped
+
+
+def merge(
+    s: Settings,
+    boxes: Float[Array, "M 4"],
+    scores: Float[Array, "M"],
+    classes: Int[Array, "M"],
+    valid: Bool[Array, "M"],
+) -> tuple[Float[Array, "D 4"], Float[Array, "D"], Int[Array, "D"], Bool[Array, "D"]]:
+    """Class-wise NMS, and the max_detections best of what it keeps.
+
+    Candidates of one view of a picture or of several, in the same frame, scores above 0 where
+    valid. Returns boxes, scores, classes, valid, best first.
+    """
+    keep = nms(boxes, scores, valid, s.nms_thresh, classes)
+    kept = jnp.where(keep, scores, -1.0)
+    scores, final = jax.lax.top_k(kept, min(s.max_detections, len(kept)))
     valid = scores > 0
-    scores = jnp.where(valid, scores, 0.0)
-    return boxes[final], scores, classes[final], valid, num_dropped
+    return boxes[final], jnp.where(valid, scores, 0.0), classes[final], valid
 
 
 def _all_classes(

@@ -50,3 +50,16 @@ def forward_predict(
     """The detections of a batch by the model's own family; arguments as of `mask_rcnn`'s."""
     box_branch = _FAMILIES[type(model)].predict_boxes
     return mask_rcnn.forward_predict(model, variables, images, image_hw, window, mesh, box_branch)
+
+
+def forward_boxes(
+    model: MaskRCNN,
+    variables: dict[str, Any],
+    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+    image_hw: Int[Array, "B 2"],
+    window: Float[Array, "B 4"] | None = None,
+    mesh: Mesh | None = None,
+) -> Detections:
+    """`forward_predict` without masks and keypoints; arguments as of `mask_rcnn`'s."""
+    box_branch = _FAMILIES[type(model)].predict_boxes
+    return mask_rcnn.forward_boxes(model, variables, images, image_hw, window, mesh, box_branch)

@@ -8,7 +8,8 @@
     training: sampled rois -> losses; prediction: scores, NMS -> detections -> masks
 
 Semantics are Detectron2's (GeneralizedRCNN, RPN, StandardROIHeads). Source: arXiv 1703.06870.
-Two functions with two return types, forward_train and forward_predict, each one static program.
+Two functions with two return types, forward_train and forward_predict, each one static program;
+forward_boxes and forward_masks are the halves of the latter, for masks of boxes from elsewhere.
 """
 
 from collections.abc import Callable
@@ -320,8 +321,66 @@ def forward_predict(
     window: the box on the canvas that the picture fills, where detections end; by default the
     corner of size image_hw. box_branch: another family's, in the form of `predict_boxes`.
     """
-    s = model.settings
     model = _pool_per_device(model, mesh)
+    pyramid, found, num_dropped = _find(
+        model, variables, images, image_hw, window, mesh, box_branch
+    )
+    boxes, scores, classes, valid = found
+    masks = _probabilities(model, variables, pyramid, boxes, classes, valid, mesh)
+    keypoints = model.apply(variables, pyramid, boxes, False, method=model.keypoints)
+    boxes = selection.from_convention(model.settings, boxes)
+    return Detections(boxes, scores, classes, valid, masks, num_dropped, keypoints)
+
+
+def forward_boxes(
+    model: MaskRCNN,
+    variables: dict[str, Any],
+    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+    image_hw: Int[Array, "B 2"],
+    window: Float[Array, "B 4"] | None = None,
+    mesh: Mesh | None = None,
+    box_branch: Callable = predict_boxes,
+) -> Detections:
+    """`forward_predict` without masks and keypoints, whatever the model has."""
+    model = _pool_per_device(model, mesh)
+    _, found, num_dropped = _find(model, variables, images, image_hw, window, mesh, box_branch)
+    boxes, *others = found
+    boxes = selection.from_convention(model.settings, boxes)
+    no_keypoints = jnp.zeros((*boxes.shape[:2], 0, 1, 1))
+    return Detections(boxes, *others, None, num_dropped, no_keypoints)
+
+
+def forward_masks(
+    model: MaskRCNN,
+    variables: dict[str, Any],
+    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+    image_hw: Int[Array, "B 2"],
+    boxes: Float[Array, "B D 4"],
+    classes: Int[Array, "B D"],
+    valid: Bool[Array, "B D"],
+    mesh: Mesh | None = None,
+) -> Float[Array, "B D S S"] | None:
+    """Mask probabilities of given boxes, in pixels of the canvas; None of a model without masks.
+
+    Valid boxes come first; what the others get means nothing.
+    """
+    model = _pool_per_device(model, mesh)
+    pyramid = model.apply(variables, images, image_hw, False, method=model.features)
+    boxes = selection.to_convention(model.settings, boxes)
+    return _probabilities(model, variables, pyramid, boxes, classes, valid, mesh)
+
+
+def _find(
+    model: MaskRCNN,
+    variables: dict[str, Any],
+    images: Array,
+    image_hw: Array,
+    window: Array | None,
+    mesh: Mesh | None,
+    box_branch: Callable,
+) -> tuple[dict[str, Array], tuple[Array, ...], Array]:
+    """The pyramid; boxes as the heads have them, scores, classes, valid; candidates dropped."""
+    s = model.settings
     pyramid = model.apply(variables, images, image_hw, False, method=model.features)
     logits, deltas = model.apply(variables, pyramid, method=model.propose)
     canvas = images.shape[1:3]
@@ -332,17 +391,24 @@ def forward_predict(
         window = selection.to_convention(s, window)
     propose = jax.vmap(lambda *args: selection.propose(s, canvas, *topk, *args))
     proposals = per_device(propose, mesh)(logits, deltas, image_hw)
-    boxes, scores, classes, valid, num_dropped = box_branch(
-        model, variables, pyramid, proposals, window, mesh
-    )
-    masks = None
-    if model.mask_head is not None:
-        count = _wanted_rows(model, valid, mesh)
-        logits = model.apply(variables, pyramid, boxes, classes, count, False, method=model.masks)
-        masks = model.mask_rule.probabilities(logits, classes)
-    keypoints = model.apply(variables, pyramid, boxes, False, method=model.keypoints)
-    boxes = selection.from_convention(s, boxes)
-    return Detections(boxes, scores, classes, valid, masks, num_dropped, keypoints)
+    *found, num_dropped = box_branch(model, variables, pyramid, proposals, window, mesh)
+    return pyramid, tuple(found), num_dropped
+
+
+def _probabilities(
+    model: MaskRCNN,
+    variables: dict[str, Any],
+    pyramid: dict[str, Array],
+    boxes: Array,
+    classes: Array,
+    valid: Array,
+    mesh: Mesh | None,
+) -> Array | None:
+    if model.mask_head is None:
+        return None
+    count = _wanted_rows(model, valid, mesh)
+    logits = model.apply(variables, pyramid, boxes, classes, count, False, method=model.masks)
+    return model.mask_rule.probabilities(logits, classes)
 
 
 def per_device(stage: Callable, mesh: Mesh | None) -> Callable:
