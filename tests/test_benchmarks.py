@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    compiling,
     counting,
     evaluation,
     gpu,
@@ -21,7 +22,7 @@ from benchmarks import (
     timing,
     train_step,
 )
-from benchmarks.timing import Case, Figures, Skipped
+from benchmarks.timing import Case, Figures, Setting, Skipped
 from maskrcnn_jax import results
 
 
@@ -93,6 +94,18 @@ def test_table_tells_figures_notes_and_gaps():
         ["", "", "of this process", ""],
         ["input", "", "skipped: no module", ""],
     ]
+
+
+def test_memory_is_that_of_one_side_in_each_process(monkeypatch):
+    def child(setting, what, side, cache):
+        sides.append((what, side))
+        return {"peak_mib": 2.0, "imports_mib": 1.0, "device_mib": 0}
+
+    sides = []
+    monkeypatch.setattr(compiling, "_child", child)
+    found = list(compiling.memory(Setting(peers=frozenset({"detectron2", "torchvision"}))))
+    assert sides == [(w, s) for w in ("inference", "train_step") for s in compiling.SIDES]
+    assert found[0].values["detectron2: peak, MiB"] == 2
 
 
 def test_evaluation_scenes_are_matched_in_part():
