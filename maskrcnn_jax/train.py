@@ -226,6 +226,9 @@ class _Run:
         t, d = self.config.train, self.config.data
         number, names = self.config.model.keypoints, self.train_data.keypoint_names
         order = keypoints.flip_order(names, d.keypoint_flip, number, mirrors=_mirrors(d))
+        if not d.lsj_scale:
+            share = pipeline.padding(self.records, d)
+            self.log.say(f"{share:.1%} of the training batches' pixels are padding")
         return pipeline.make_batches(
             self.records,
             d,

@@ -1,6 +1,7 @@
 """Batches: a function of (seed, step), the same for any number of hosts, boxes on their objects."""
 
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import tiny_coco
 from configs.common import get_config
 from maskrcnn_jax.data.builder import prepare
 from maskrcnn_jax.data.coco import load_coco
-from maskrcnn_jax.data.pipeline import canvas_groups, make_batches
+from maskrcnn_jax.data.pipeline import canvas_groups, make_batches, padding
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.postprocess import paste_binary
 
@@ -102,6 +103,19 @@ def test_hosts_make_parts_of_the_same_batch(records, fields):
     for whole, *of_hosts in zip(_take(records, c, 4), *parts, strict=True):
         joined = jax.tree.map(lambda *rows: np.concatenate(rows), *of_hosts)
         _assert_equal(whole, joined)
+
+
+def test_padding_is_what_the_batches_have(records):
+    """Every picture once at every size: the draw of the size is even, each picture comes once."""
+    short, filled, area = (64, 96), 0, 0
+    for side in short:
+        # One canvas per picture for all sizes: that of the largest.
+        _, canvases = canvas_groups(records.sizes, _config(short=short))
+        c = _config(short=(side,), canvases=canvases)
+        for batch in _take(records, c, len(records), batch_size=1):
+            filled += int(batch.image_hw.prod())
+            area += math.prod(batch.images.shape[1:3])
+    assert padding(records, _config(short=short)) == pytest.approx(1 - filled / area, abs=0.02)
 
 
 def test_any_start_gives_the_same_steps(records):

@@ -6,6 +6,7 @@ its own rows of it only, so the batch does not depend on how many hosts there ar
 resumes at any step without saved state.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -101,6 +102,19 @@ def canvas_groups(
         for h, w in unique
     ]
     return np.array(groups, np.int64)[inverse.reshape(-1)], canvases
+
+
+def padding(records: Records, config: ConfigDict) -> float:
+    """The share of the batches' pixels that is padding, over all data.short, without lsj_scale."""
+    sizes = records.sizes[_rows(records, config)]
+    groups, canvases = canvas_groups(sizes, config)
+    kinds, counts = np.unique(np.column_stack([sizes, groups]), axis=0, return_counts=True)
+    filled = area = 0
+    for (height, width, group), count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        for short in config.short:
+            filled += count * math.prod(shortest_edge_size((height, width), short, config.long))
+            area += count * math.prod(canvases[group])
+    return 1 - filled / area
 
 
 def _rows(records: Records, config: ConfigDict) -> Int[np.ndarray, " n"]:
