@@ -20,7 +20,7 @@ PARTS = {
     "FPN": "/fpn/",
     "RPN head": "/rpn_head/",
     "box head": "/box_head/",
-    "mask head": "/mask_head/",
+    "mask head": "/mask_head/|MaskHead",
     "ROIAlign": r"MaskRCNN\.(boxes|masks)",
 }
 REST = "proposals, sampling, losses, optimizer"

@@ -242,7 +242,7 @@ def row(
         "of_copy_peak": moved / seconds / peaks["copy"],
         "roof_ms": 1e3 * least[roof],
         # Far below both roofs, launches, dependences or bad kernels are what it waits for.
-        "bound": roof if near else f"neither ({roof} the nearer roof)",
+        "bound": roof if near else "neither",
     }
 
 
