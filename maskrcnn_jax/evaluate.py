@@ -373,7 +373,7 @@ def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
         initial.adopt_preset(config, imported, log.say, evaluates=True)
         variables, meta = imported.variables, {"step": 0}
     model = build(config.model, len(classes["names"]))
-    fresh = init_variables(model, 0)
+    fresh = jax.eval_shape(lambda: init_variables(model, 0))
     for name in variables:
         shapes = checkpoint.shapes_of(variables[name]), checkpoint.shapes_of(fresh[name])
         checkpoint.check_same(*shapes, where=str(path))

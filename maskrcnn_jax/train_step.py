@@ -32,7 +32,10 @@ def init_variables(model: MaskRCNN, seed: int) -> dict[str, Any]:
     """Random parameters and fresh statistics: {"params", "batch_stats"}."""
     images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     hw = jnp.full((1, 2), 64, jnp.int32)
-    variables = jax.jit(model.init)(jax.random.key(seed), images, hw)
+    # It runs once: what XLA's CPU compiler takes to make it fast is many times what it saves.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(model.init, compiler_options=quick)
+    variables = init(jax.random.key(seed), images, hw)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

@@ -29,7 +29,6 @@ FIELDS = (
 )
 
 # Four steps are sooner taken by a slow program than a fast one is compiled.
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 # The last evaluation would compile the prediction, which other tests do.
 NO_EVALUATION = """
 from maskrcnn_jax import train
@@ -63,7 +62,7 @@ def weights(folder):
 def test_from_another_runs_weights_to_the_end(run, tmp_path):
     cache, workdir = tmp_path / "cache", tmp_path / "run"
     argv = tiny_run.arguments(workdir, f"init.checkpoint={run}", *FIELDS)
-    killed = tiny_run.run(cache, argv, KILL_AT.format(step=4, signal="SIGKILL"), **QUICK)
+    killed = tiny_run.run(cache, argv, KILL_AT.format(step=4, signal="SIGKILL"))
     assert killed.returncode == -9, killed.stdout + killed.stderr
     told = killed.stdout
     assert "train.epochs 0.5 x 16 images / batch 2: 4 steps" in told
@@ -78,7 +77,7 @@ def test_from_another_runs_weights_to_the_end(run, tmp_path):
     assert re.search(r"box_head .* 1 .* step 1", told)
     assert told.count("compiled the training step") == 1  # one program for both stages
 
-    done = tiny_run.run(cache, argv, NO_EVALUATION, **QUICK)
+    done = tiny_run.run(cache, argv, NO_EVALUATION)
     assert done.returncode == 0, done.stdout + done.stderr
     # The last checkpoint may not have been complete when the process was killed.
     assert re.search("resuming at step [23] of 4", done.stdout)
