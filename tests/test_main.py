@@ -196,6 +196,17 @@ def test_evaluate_rerun_and_initialise(cache, undisturbed, tmp_path):
     assert "backbone/" in refused.stderr and "another architecture" in refused.stderr
 
 
+def test_evaluate_with_test_time_augmentation(cache, undisturbed, tmp_path):
+    fields = (f"init.checkpoint={undisturbed}", "eval.tta_short=64,48", "eval.tta_long=96")
+    argv = tiny_run.arguments(tmp_path, *fields, "eval.tta_flip=true", mode="evaluate")
+    done = tiny_run.run(cache, argv)
+    assert done.returncode == 0, done.stderr
+    canvases = compiled(done.stdout + done.stderr, "prediction of boxes")
+    assert canvases and len(set(canvases)) == len(canvases)
+    assert canvases == compiled(done.stdout + done.stderr, "prediction of masks")
+    assert "segm/AP" in json.loads((tmp_path / "eval" / "metrics.json").read_text())
+
+
 def compiled(output: str, name: str) -> list[str]:
     """The canvases that the log says a program was compiled for."""
     return re.findall(rf"compiled the {name} for (\d+x\d+)", output)

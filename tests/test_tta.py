@@ -1,7 +1,6 @@
-"""Test-time augmentation: merged boxes and mean masks against NumPy, mirrored pictures, main.py."""
+"""Test-time augmentation: merged boxes and mean masks against NumPy, mirrored pictures."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,11 @@ from jax.sharding import AxisType, Mesh
 
 from configs import common
 from maskrcnn_jax import config as config_lib
-from maskrcnn_jax import conventions, runtime, tta, views
+from maskrcnn_jax import conventions, postprocess, runtime, tta, views
+from maskrcnn_jax.datasets import load_data
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.evaluate import Evaluator
+from maskrcnn_jax.logs import RunLog
 from maskrcnn_jax.models import families, mask_rcnn
 from maskrcnn_jax.types import Detections
 from maskrcnn_jax.views import View
@@ -65,6 +67,15 @@ class Setup:
         return jax.device_get(detector(variables, runtime.shard_batch(seen, mesh)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Less to compile; the pictures are few."""
+    with pytest.MonkeyPatch.context() as patch:
+        options = {"xla_backend_optimization_level": 0}
+        patch.setattr(runtime, "compiler_options", lambda: options)
+        yield
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def setup(request):
     return Setup(MODELS[request.param])
@@ -75,8 +86,15 @@ def plain_setup():
     return Setup({})
 
 
+@pytest.fixture(scope="module")
+def augmented(plain_setup):
+    """What is found at two sizes and in their mirror images, and what was said of it."""
+    plain_setup.said.clear()
+    return plain_setup.detect((64, 48), True), list(plain_setup.said)
+
+
 def assert_same(a, b, atol=1e-4):
-    assert a.valid.sum() > 10
+    assert a.valid.sum() > 5
     np.testing.assert_array_equal(a.valid, b.valid)
     np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
     valid = a.valid
@@ -100,12 +118,10 @@ def mirrored(found, width):
 
 
 def test_a_mirrored_picture_has_mirrored_detections(plain_setup):
-    pictures = PICTURES[:1]  # of the size that it is seen at: resizing does not interfere
-    ours = plain_setup.detect((64,), True, pictures)
-    theirs = plain_setup.detect((64,), True, [p[:, ::-1] for p in pictures])
+    picture = PICTURES[0]  # of the size that it is seen at: resizing does not interfere
+    found = plain_setup.detect((64,), True, [picture, picture[:, ::-1]])
+    ours, theirs = (jax.tree.map(lambda x, i=i: x[i : i + 1], found) for i in range(2))
     assert_same(mirrored(ours, 88), theirs)
-    alone = plain_setup.detect((64,), False, pictures)
-    assert abs(alone.scores - ours.scores).max() > 1e-3, "the mirror image adds nothing"
 
 
 def greedy(boxes, scores, classes, thresh, number):
@@ -125,16 +141,17 @@ def iou(a, b):
 
 def test_merging_is_greedy_nms():
     rng = np.random.default_rng(0)
-    model = SimpleNamespace(settings=tiny_model.model().settings, mask_head=None)
+    model = tiny_model.model(mask_branch="none")
     corner = rng.uniform(0, 40, (3, 2, 25, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(5, 50, corner.shape)], -1)
     boxes = boxes.astype(np.float32)
     scores = rng.uniform(0.05, 1, (3, 2, 25)).astype(np.float32)
     classes, valid = rng.integers(0, 2, scores.shape), rng.uniform(size=scores.shape) < 0.8
     dropped = np.array([[1, 0], [2, 0], [0, 5]], np.int32)
+    empty = jnp.zeros((2, 25, 0, 1, 1))
     frame = np.float32([[0, 0, 60, 50], [0, 0, 96, 64]])
     parts = [
-        Detections(*(jnp.asarray(x[i]) for x in (boxes, scores, classes, valid)), None, d, None)
+        Detections(*(jnp.asarray(x[i]) for x in (boxes, scores, classes, valid)), None, d, empty)
         for i, d in enumerate(dropped)
     ]
     found = jax.jit(lambda parts, frame: tta.merge(model, None, parts, frame))(parts, frame)
@@ -190,27 +207,23 @@ def by_hand(setup, short, picture):
 PICTURE_HW = np.float32(PICTURES[0].shape[:2])
 
 
-def test_boxes_and_masks_of_many_views(plain_setup):
+def test_boxes_and_masks_of_many_views(plain_setup, augmented):
     boxes, scores, classes, masks = by_hand(plain_setup, (64, 48), PICTURES[0])
-    found = plain_setup.detect((64, 48), True, PICTURES[:1])
-    assert found.valid[0].sum() == len(boxes) > 10
-    np.testing.assert_allclose(found.scores[0, : len(boxes)], scores, atol=1e-5)
-    np.testing.assert_array_equal(found.classes[0, : len(boxes)], classes)
-    np.testing.assert_allclose(found.boxes[0, : len(boxes)], boxes, atol=1e-3)
-    np.testing.assert_allclose(found.masks[0, : len(boxes)], masks, atol=1e-4)
+    found = jax.tree.map(lambda x: x[0, : len(boxes)], augmented[0]._replace(num_dropped=None))
+    assert augmented[0].valid[0].sum() == len(boxes) > 10
+    np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+    np.testing.assert_array_equal(found.classes, classes)
+    np.testing.assert_allclose(found.boxes, boxes, atol=1e-3)
+    np.testing.assert_allclose(found.masks, masks, atol=1e-4)
 
 
-def test_programs_are_few_and_told(plain_setup):
-    plain_setup.said.clear()
-    plain_setup.detect((64, 48, 56), True)
-    names = [line.split(" in ")[0] for line in plain_setup.said]
-    kinds = ("boxes", "masks")
-    assert names == [f"compiled the prediction of {kind} for 64x96" for kind in kinds]
+def test_programs_are_few_and_told(augmented):
+    names = [line.split(" in ")[0] for line in augmented[1]]
+    assert names == [f"compiled the prediction of {kind} for 64x96" for kind in ("boxes", "masks")]
 
 
-def test_many_devices_find_the_same(plain_setup):
-    args = ((64, 48), True)
-    assert_same(plain_setup.detect(*args, devices=2), plain_setup.detect(*args))
+def test_many_devices_find_the_same(plain_setup, augmented):
+    assert_same(plain_setup.detect((64, 48), True, devices=2), augmented[0])
 
 
 def test_views_mirror_pictures_and_not_their_padding():
@@ -271,22 +284,33 @@ def test_wrong_fields_are_refused(overrides):
 def test_keypoints_of_foreign_weights_are_refused():
     config = tiny_model.config()
     config.eval.tta_short = (64,)
-    model = SimpleNamespace(settings=SimpleNamespace(keypoints=17))
-    with pytest.raises(UserError, match="keypoints=17"):
+    model = tiny_model.model(keypoints=5)
+    with pytest.raises(UserError, match="keypoints=5"):
         tta.make_detector(model, config, mesh_of(1), print)
 
 
-def test_main_evaluates_with_it(tmp_path):
-    """At the end of a training, and again by --mode evaluate: the same figures."""
-    fields = ("eval.tta_short=64,32", "eval.tta_long=96", "eval.tta_flip=true", "eval.every=0")
-    fields += ("train.num_steps=2", "model.score_thresh=0.0", "data.flip=0.0")
-    for mode in ("train", "evaluate"):
-        argv = tiny_run.arguments(tmp_path / "run", *fields, mode=mode)
-        done = tiny_run.run(tmp_path / "cache", argv)
-        assert done.returncode == 0, done.stderr
-        assert "prediction of masks for" in done.stdout + done.stderr
-        found = json.loads((tmp_path / "run" / "eval" / "results.json").read_text())
-        assert found and all("segmentation" in row for row in found)
-        if mode == "train":
-            before = found
-    assert found == before
+def test_evaluation_of_one_view_is_the_plain_one(plain_setup, tmp_path):
+    """And of three: pictures are read at each size, boxes and masks return to the picture."""
+    config = plain_setup.config
+    config.data.update({"cache_dir": str(tmp_path), "shapes_train": 1, "shapes_val": 3})
+    config.eval.num_pictures = 1
+    _, data = load_data(config, train=False)
+    log = RunLog(tmp_path, 0, 0, speaks=True, records=False)
+    found = {}
+    for short in ((), (64,), (64, 48)):
+        config.eval.tta_short, config.eval.tta_long, config.eval.tta_flip = short, 96, False
+        mesh, classes = mesh_of(1), {"names": data.names, "category_ids": data.category_ids}
+        evaluator = Evaluator(plain_setup.model, data, config, mesh, print, classes)
+        evaluator.run(runtime.replicate(plain_setup.variables, mesh), tmp_path / "eval", log, 0)
+        found[short] = json.loads((tmp_path / "eval" / "results.json").read_text())
+    plain, one, two = found.values()
+    assert len(plain) == len(one) > 20 and len(two) > 20 and two != one
+    for a, b in zip(plain, one, strict=True):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        np.testing.assert_allclose(a["bbox"], b["bbox"], atol=2e-3)
+        np.testing.assert_allclose(a["score"], b["score"], atol=1e-5)
+        masks = [postprocess.rle_to_mask(row["segmentation"]) for row in (a, b)]
+        assert (masks[0] == masks[1]).mean() > 0.999
+    best = [max(rows, key=lambda row: row["score"]) for rows in (plain, two)]
+    masks = [postprocess.rle_to_mask(row["segmentation"]) for row in best]
+    assert masks[0].shape == masks[1].shape
