@@ -58,7 +58,7 @@ def environment(cache: Path, **extra: str) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
-        # Hundreds of kernels that run for microseconds: most of the time went into making them fast.
+        # Hundreds of kernels that run for microseconds: most of the time made them fast.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         **extra,
     }
