@@ -229,7 +229,7 @@ register("failing", lambda split: Squares(None))
 
 
 def _config(tmp_path, *overrides):
-    overrides = [f"data.cache_dir={tmp_path / 'cache'}", *overrides]
+    overrides = [f"data.cache_dir={tmp_path / 'cache'}", "init.checkpoint=weights.pkl", *overrides]
     path = ROOT / "configs" / "finetune.py"
     return config_lib.load(path, overrides, schema=get_config())
 

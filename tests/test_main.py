@@ -57,6 +57,7 @@ from maskrcnn_jax import train
 save = train._Run._save
 def _save(self, done, *args):
     if done >= {step}:
+        self.store.wait()  # else the checkpoint before it might still be in the making
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     save(self, done, *args)
 train._Run._save = _save
