@@ -93,14 +93,14 @@ def _measure(folder: Path) -> dict[str, Any]:
 
     from maskrcnn_jax import checkpoint, preprocess
     from maskrcnn_jax.models.families import build
-    from maskrcnn_jax.train_step import init_variables
+    from maskrcnn_jax.train_step import variable_shapes
 
     # Foreign weights may have changed the model's fields: this is the config that was trained.
     config = config_lib.load(folder / "config.json", schema=common.get_config())
     last = checkpoint.complete_steps(folder / "checkpoints")[-1]
     classes = checkpoint.read_meta(folder / "checkpoints" / str(last))["classes"]
     model = build(config.model, len(classes["names"]))
-    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    variables = variable_shapes(model)
     size = (config.data.short_test, config.data.long_test)
     canvas = max(config.data.canvases or preprocess.derive_canvases(*size), key=math.prod)
     return {

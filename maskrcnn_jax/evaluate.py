@@ -30,7 +30,7 @@ from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
 from maskrcnn_jax.models.families import build
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.train_step import init_variables
+from maskrcnn_jax.train_step import variable_shapes
 from maskrcnn_jax.types import Detections
 from maskrcnn_jax.views import View
 
@@ -373,7 +373,7 @@ def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
         initial.adopt_preset(config, imported, log.say, evaluates=True)
         variables, meta = imported.variables, {"step": 0}
     model = build(config.model, len(classes["names"]))
-    fresh = jax.eval_shape(lambda: init_variables(model, 0))
+    fresh = variable_shapes(model)
     for name in variables:
         shapes = checkpoint.shapes_of(variables[name]), checkpoint.shapes_of(fresh[name])
         checkpoint.check_same(*shapes, where=str(path))

@@ -30,12 +30,22 @@ class TrainState(NamedTuple):
 
 def init_variables(model: MaskRCNN, seed: int) -> dict[str, Any]:
     """Random parameters and fresh statistics: {"params", "batch_stats"}."""
-    images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
-    hw = jnp.full((1, 2), 64, jnp.int32)
     # It runs once: what XLA's CPU compiler takes to make it fast is many times what it saves.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(model.init, compiler_options=quick)
-    variables = init(jax.random.key(seed), images, hw)
+    return _collections(init(jax.random.key(seed), *_example()))
+
+
+def variable_shapes(model: MaskRCNN) -> dict[str, Any]:
+    """What `init_variables` returns, as jax.ShapeDtypeStruct: nothing is computed."""
+    return _collections(jax.eval_shape(model.init, jax.random.key(0), *_example()))
+
+
+def _example() -> tuple[Array, Array]:
+    return jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32)
+
+
+def _collections(variables: dict[str, Any]) -> dict[str, Any]:
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

@@ -21,7 +21,7 @@ import tiny_run
 
 from experiments import plan, worker
 from maskrcnn_jax.models import families
-from maskrcnn_jax.train_step import init_variables
+from maskrcnn_jax.train_step import variable_shapes
 
 # No run is written where it would lie.
 TRAININGS = experiment_arms.distinct_runs(plan.table_names(), Path("unused"))
@@ -32,7 +32,7 @@ ARMS = [arms for _, arms in TRAININGS]
 @pytest.mark.parametrize("run, arms", MODELS, ids=[arms[0] for _, arms in MODELS])
 def test_the_model_of_each_arm_is_traced(run, arms):
     model = families.build(run.config.model, tiny_model.CLASSES)
-    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    variables = variable_shapes(model)
     batch = tiny_model.batch(2, keypoints=run.config.model.keypoints)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     keys = jax.eval_shape(lambda: tiny_model.keys(2))
@@ -44,7 +44,7 @@ def test_the_model_of_each_arm_is_traced(run, arms):
 
 def test_the_gflops_of_a_prediction_do_not_depend_on_the_device(monkeypatch):
     model = tiny_model.model(mask_branch="mlp", head_norm="none", max_detections=40)
-    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    variables = variable_shapes(model)
     assert jax.default_backend() == "cpu"
     here = worker.gflops(model, variables, tiny_model.CANVAS)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
