@@ -61,13 +61,13 @@ def pool_normalised(
         return grid_weights(boxes, grid_hw, size)
 
     def taps(
-        boxes: Array, levels: Array, h: Array, w: Array, num: int
+        boxes: Array, levels: Array, h: Array, w: Array, first: Array
     ) -> tuple[Array, Array, Array, Array]:
         x0, y0, x1, y1 = boxes.T
         rows, columns = _positions(y0, y1, h, size), _positions(x0, x1, w, size)
         return (*point_taps(rows, h), *point_taps(columns, w))
 
-    rule = Rule(weigh, taps, (2,))
+    rule = Rule(weigh, taps, 2)
     return pool_levels(features, boxes, assign_levels(boxes, canvas_hw), size, rule)
 
 

@@ -7,38 +7,37 @@ a roi touches are gathered, and in the backward pass scattered one after another
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 # Bound of the rows-pooled intermediate of one image, which the rois are cut into chunks for.
 _CHUNK_BYTES = 64 * 2**20
-# Of the result of a chunk, forward; and of its gathered cells, backward: both are to stay in the
-# processor's cache.
+# Of the result of a chunk, forward; and of the cells that a step of the loop over its taps gathers:
+# both are to stay in the processor's cache.
 _POOLED_BYTES = 4 * 2**20
 _GATHERED_BYTES = 6 * 2**20
 # Of the samples of a chunk of rois that are reduced to less.
 _SAMPLES_BYTES = 64 * 2**20
-# Cells along an axis up to which a sum of gathers is compiled: it has the square of it as terms.
-_MOST_SUMMED = 6
 
 
 class Rule(NamedTuple):
     """How rois are sampled: the weights of rows and columns, in two forms.
 
     weigh: (boxes [n, 4], level, grid (h, w)) -> weights [n, size, h], [n, size, w].
-    taps: (boxes [n, 4], levels [n], heights [n], widths [n], T) -> rows [n, size, T], their
-      weights, columns [n, size, T], their weights.
-    num_taps: the T that programs are compiled for, ascending.
-    needed: (boxes [n, 4], levels [n]) -> T that each roi needs; None: the first will always do.
+    taps: (boxes [n, 4], levels [n], heights [n], widths [n], first (row, column)) -> rows
+      [n, size, T], their weights, columns [n, size, T], their weights: those of each bin from its
+      tap `first` on.
+    needed: (boxes [n, 4], levels [n]) -> [n, 2], how many rows and columns the bins of each roi
+      have; None: the first T are all.
     """
 
     weigh: Callable[[Array, int, tuple[int, int]], tuple[Array, Array]]
-    taps: Callable[[Array, Array, Array, Array, int], tuple[Array, Array, Array, Array]]
-    num_taps: tuple[int, ...]
+    taps: Callable[[Array, Array, Array, Array, Array], tuple[Array, Array, Array, Array]]
+    num_taps: int
     needed: Callable[[Array, Array], Array] | None = None
 
 
@@ -108,120 +107,164 @@ def pool_gathered(
 ) -> Float[Array, "B R {output_size} {output_size} F"]:
     """`pool_levels` by gathering the cells that each roi touches.
 
-    Where rois need different numbers of them, they go in the order of what they need; those that
-    need more than the largest of rule.num_taps are pooled by products.
+    Where rois need different numbers of them, they go in the order of what they need, each chunk
+    through as many steps as its neediest.
     """
-    # Forward, a sum of gathers makes nothing but the result. Its transpose would scatter as often;
-    # so the gradient is that of the same sum as a product behind one gather.
-    pool = jax.custom_vjp(lambda *args: _pool_gathered(*args, output_size, rule, _sum_of_gathers))
-    transpose = lambda *args: _pool_gathered(*args, output_size, rule, _product)  # noqa: E731
-    pool.defvjp(lambda *args: (pool(*args), args), lambda args, g: jax.vjp(transpose, *args)[1](g))
+    # The transpose of the sum of gathers: one scatter for each block of them.
+    pool = jax.custom_vjp(lambda *args: _gather(*args, output_size, rule))
+    pool.defvjp(
+        lambda *args: (pool(*args), args),
+        lambda args, g: (*_scatter(*args, g, rule), None),
+    )
     return pool(features, rois, levels)
 
 
-def _sum_of_gathers(
-    cells: Array, rows: Array, row_weights: Array, columns: Array, column_weights: Array
-) -> Array:
-    """[n, size, size, F] of cells [N, F], rows and columns [n, size, T] and their weights."""
-    total = jnp.zeros((), jnp.float32)
-    for i in range(rows.shape[-1]):
-        for j in range(columns.shape[-1]):
-            index = rows[:, :, None, i] + columns[:, None, :, j]
-            weight = row_weights[:, :, None, i] * column_weights[:, None, :, j]
-            # Every index is inside by construction.
-            found = cells.at[index].get(mode="promise_in_bounds")
-            total += weight[..., None] * found.astype(jnp.float32)
-    return total
+class _Rois(NamedTuple):
+    """Rois of all images in one list, or a chunk of it."""
+
+    boxes: Float[Array, "*n 4"]
+    levels: Int[Array, "*n"]
+    sizes: Int[Array, "*n 2"]  # height and width of the level
+    first: Int[Array, "*n"]  # cell of the level, in the list of all
+    needed: Int[Array, "*n 2"]  # rows and columns of a bin
 
 
-def _product(
-    cells: Array, rows: Array, row_weights: Array, columns: Array, column_weights: Array
-) -> Array:
-    """The same as `_sum_of_gathers`."""
-    index = rows[:, :, :, None, None] + columns[:, None, None]
-    found = cells.at[index].get(mode="promise_in_bounds")
-    exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-    return jnp.einsum("nyaxbf,nya,nxb->nyxf", found, row_weights, column_weights, **exact)
-
-
-def _pool_gathered(
-    features: dict[str, Array],
-    rois: Array,
-    levels: Array,
-    output_size: int,
-    rule: Rule,
-    combine: Callable,
-) -> Array:
+def _gather(features: dict[str, Array], rois: Array, levels: Array, size: int, rule: Rule) -> Array:
     dtype = next(iter(features.values())).dtype
-    batch, num_rois = rois.shape[:2]
-    # The gradients of the chunks add up in float32, whatever the dtype of the features.
-    grids = {level: grid.astype(jnp.float32) for level, grid in _by_level(features).items()}
-    roi_bytes = 4 * next(iter(grids.values())).shape[-1] * output_size**2
-    num_chunks = max(1, -(-batch * num_rois // max(1, _POOLED_BYTES // roi_bytes)))
-    chunk = max(1, -(-batch * num_rois // num_chunks))
-    lowest = min(grids)
-    image = jnp.repeat(jnp.arange(batch), num_rois)
-    boxes, box_levels = rois.reshape(-1, 4), levels.reshape(-1)
-    needed, order = jnp.zeros(box_levels.shape, jnp.int32), None
-    if rule.needed is not None:
-        needed = rule.needed(boxes, box_levels)
-        order = jnp.argsort(needed)
-        image, boxes, box_levels, needed = (x[order] for x in (image, boxes, box_levels, needed))
-    cells, sizes, starts = flatten_levels(grids)
+    cells, listed, order = _listed(features, rois, levels, rule)
+    roi_bytes = 4 * cells.shape[-1] * size**2
+    most = _POOLED_BYTES // roi_bytes if rule.needed is None else _few(roi_bytes, rule)
 
-    def gather(num_taps: int, part: tuple) -> Array:
-        image, boxes, box_levels, _ = part
-        height, width = sizes[box_levels - lowest].T
-        rows, row_weights, columns, column_weights = rule.taps(
-            boxes, box_levels, height, width, num_taps
-        )
-        first = starts[box_levels - lowest] + image * height * width
-        rows = first[:, None, None] + rows * width[:, None, None]
-        taps = (rows, row_weights, columns, column_weights)
-        if combine is _sum_of_gathers and num_taps <= _MOST_SUMMED:
-            return combine(cells, *taps).astype(dtype)
-        # No more rois at once than the cache has room for.
-        few = max(1, _GATHERED_BYTES // (roi_bytes * num_taps**2))
-        few = max(n for n in range(1, chunk + 1) if chunk % n == 0 and n <= few)
-        taps = tuple(x.reshape(-1, few, *x.shape[1:]) for x in taps)
-        pooled = jax.lax.map(lambda taps: _product(cells, *taps).astype(dtype), taps)
-        return pooled.reshape(chunk, *pooled.shape[2:])
+    def pool_chunk(carry: None, part: _Rois) -> tuple[None, Array]:
+        def add_block(first: Array, total: Array) -> Array:
+            rows, row_weights, columns, column_weights = _taps(part, part.boxes, first, rule)
+            for i in range(rule.num_taps):
+                for j in range(rule.num_taps):
+                    index = rows[:, :, None, i] + columns[:, None, :, j]
+                    weight = row_weights[:, :, None, i] * column_weights[:, None, :, j]
+                    # Every index is inside by construction.
+                    found = cells.at[index].get(mode="promise_in_bounds")
+                    total += weight[..., None] * found.astype(jnp.float32)
+            return total
 
-    def dense(part: tuple) -> Array:
-        def one_roi(args: tuple[Array, Array, Array]) -> Array:
-            image, box, level = args
-            return jax.lax.switch(level - lowest, products, image, box)
+        nothing = jnp.zeros((len(part.levels), size, size, cells.shape[-1]), jnp.float32)
+        return carry, _over_blocks(part, rule, add_block, nothing).astype(dtype)
 
-        return jax.lax.map(one_roi, part[:3])
-
-    def product(level: int, image: Array, box: Array) -> Array:
-        grid = grids[level][image][None]
-        along_y, along_x = rule.weigh(box[None], level, grid.shape[1:3])
-        return pool_separably(grid, along_y[None], along_x[None])[0, 0].astype(dtype)
-
-    products = [partial(product, level) for level in grids]
-
-    def pool_chunk(carry: None, part: tuple) -> tuple[None, Array]:
-        branches = [partial(gather, num_taps) for num_taps in rule.num_taps]
-        if rule.needed is None:
-            return carry, branches[0](part)
-        branch = (part[3].max() > jnp.array(rule.num_taps)).sum()
-        return carry, jax.lax.switch(branch, [*branches, dense], part)
-
-    # Padding repeats the last roi, whose needs are the largest already.
-    padding = chunk * num_chunks - len(boxes)
-    parts = tuple(
-        jnp.pad(
-            x, [(0, padding), *[(0, 0)] * (x.ndim - 1)], "edge" if len(boxes) else "constant"
-        ).reshape(num_chunks, chunk, *x.shape[1:])
-        for x in (image, boxes, box_levels, needed)
-    )
-    body = jax.checkpoint(pool_chunk, prevent_cse=False)
-    _, pooled = jax.lax.scan(body, None, parts)
-    pooled = pooled.reshape(-1, *pooled.shape[2:])[: len(boxes)]
+    _, pooled = jax.lax.scan(pool_chunk, None, _in_chunks(listed, most, "edge"))
+    pooled = pooled.reshape(-1, *pooled.shape[2:])[: len(listed.levels)]
     if order is not None:
         pooled = jnp.zeros_like(pooled).at[order].set(pooled, unique_indices=True)
-    return pooled.reshape(batch, num_rois, *pooled.shape[1:])
+    return pooled.reshape(*rois.shape[:2], *pooled.shape[1:])
+
+
+def _scatter(
+    features: dict[str, Array], rois: Array, levels: Array, g: Array, rule: Rule
+) -> tuple[dict[str, Array], Array]:
+    """The gradients of `_gather` by features and rois, from that by its result."""
+    cells, listed, order = _listed(features, rois, levels, rule)
+    g = g.reshape(-1, *g.shape[2:])
+    most = _few(4 * g[0].size, rule) if g.size else 1
+    # Rois that fill the last chunk have no gradient.
+    parts = (
+        _in_chunks(listed, most, "edge"),
+        _in_chunks(g if order is None else g[order], most, "constant"),
+    )
+
+    def one_chunk(by_cells: Array, args: tuple[_Rois, Array]) -> tuple[Array, Array]:
+        part, g = args[0], args[1].astype(jnp.float32)[:, :, :, None, None]
+
+        def add_block(first: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
+            by_cells, by_boxes = total
+
+            def weights(boxes: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+                rows, row_weights, columns, column_weights = _taps(part, boxes, first, rule)
+                return (row_weights, column_weights), (rows, columns)
+
+            (along_y, along_x), by_weights, (rows, columns) = jax.vjp(
+                weights, part.boxes, has_aux=True
+            )
+            along_y, along_x = along_y[:, :, None, :, None], along_x[:, None, :, None, :]
+            index = rows[:, :, None, :, None] + columns[:, None, :, None, :]
+            found = cells.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
+            products = (found * g).sum(-1)
+            by_axes = ((products * along_x).sum((2, 4)), (products * along_y).sum((1, 3)))
+            own = (along_y * along_x)[..., None] * g
+            by_cells = by_cells.at[index].add(own, mode="promise_in_bounds")
+            return by_cells, by_boxes + by_weights(by_axes)[0]
+
+        return _over_blocks(part, rule, add_block, (by_cells, jnp.zeros_like(part.boxes)))
+
+    # The gradients of the chunks add up in float32, whatever the dtype of the features.
+    nothing = jnp.zeros(cells.shape, jnp.float32)
+    by_cells, by_boxes = jax.lax.scan(one_chunk, nothing, parts)
+    by_boxes = by_boxes.reshape(-1, 4)[: len(listed.levels)]
+    if order is not None:
+        by_boxes = jnp.zeros_like(by_boxes).at[order].set(by_boxes, unique_indices=True)
+    ends = np.cumsum([grid[..., 0].size for grid in features.values()])
+    by_features = {
+        name: part.reshape(grid.shape).astype(grid.dtype)
+        for (name, grid), part in zip(features.items(), jnp.split(by_cells, ends[:-1]), strict=True)
+    }
+    return by_features, by_boxes.reshape(rois.shape)
+
+
+def _listed(
+    features: dict[str, Array], rois: Array, levels: Array, rule: Rule
+) -> tuple[Array, _Rois, Array | None]:
+    """The cells of all levels, the rois of all images, and which of them these are in order."""
+    batch, num_rois = rois.shape[:2]
+    grids = _by_level(features)
+    cells, sizes, starts = flatten_levels(grids)
+    boxes, levels = rois.reshape(-1, 4), levels.reshape(-1)
+    own = sizes[levels - min(grids)]
+    image = jnp.repeat(jnp.arange(batch), num_rois)
+    first = starts[levels - min(grids)] + image * own[:, 0] * own[:, 1]
+    if rule.needed is None:
+        return cells, _Rois(boxes, levels, own, first, jnp.zeros_like(own)), None
+    listed = _Rois(boxes, levels, own, first, jnp.clip(rule.needed(boxes, levels), 1, own))
+    order = jnp.lexsort(listed.needed.T)
+    return cells, jax.tree.map(lambda x: x[order], listed), order
+
+
+def _taps(part: _Rois, boxes: Array, first: Array, rule: Rule) -> tuple[Array, ...]:
+    """Of a block: cells of rows' first columns, weights of rows, columns, their weights."""
+    height, width = part.sizes.T
+    rows, row_weights, columns, column_weights = rule.taps(boxes, part.levels, height, width, first)
+    rows = part.first[:, None, None] + rows * width[:, None, None]
+    return rows, row_weights, columns, column_weights
+
+
+def _over_blocks(part: _Rois, rule: Rule, add_block: Callable, total: Any) -> Any:
+    """The sum over all blocks of taps that any roi of a chunk needs."""
+    if rule.needed is None:
+        return add_block(jnp.zeros(2, jnp.int32), total)
+    rows, columns = -(-part.needed.max(0) // rule.num_taps)
+
+    def body(index: Array, total: Any) -> Any:
+        block = jnp.stack([index // columns, index % columns])
+        return add_block(block * rule.num_taps, total)
+
+    return jax.lax.fori_loop(0, rows * columns, body, total)
+
+
+def _few(roi_bytes: int, rule: Rule) -> int:
+    """So many rois that the cells of one block of taps stay in the cache."""
+    return _GATHERED_BYTES // (roi_bytes * rule.num_taps**2)
+
+
+def _in_chunks(tree: Any, most: int, padding: str) -> Any:
+    """[n, ...] to [chunks, at most `most`, ...] for all arrays, as even as can be."""
+    num = len(jax.tree.leaves(tree)[0])
+    num_chunks = max(1, -(-num // max(1, most)))
+    chunk = max(1, -(-num // num_chunks))
+
+    def split(x: Array) -> Array:
+        widths = [(0, chunk * num_chunks - num), *[(0, 0)] * (x.ndim - 1)]
+        return jnp.pad(x, widths, padding if num else "constant").reshape(
+            num_chunks, chunk, *x.shape[1:]
+        )
+
+    return jax.tree.map(split, tree)
 
 
 def _by_level(features: dict[str, Array]) -> dict[int, Array]:

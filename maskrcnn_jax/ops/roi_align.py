@@ -10,9 +10,8 @@ from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops.pooling import Rule, pool_levels, pool_separably, reduce_samples
 from maskrcnn_jax.ops.sampling import axis_taps, axis_weights, taps_needed
 
-# Cells along an axis that programs with adaptive samples are compiled for: bins of up to 2, 4, 6
-# and 14 cells. At 7 x 7, level assignment leaves larger ones to rois of extreme shape.
-_ADAPTIVE_TAPS = (4, 6, 8, 16)
+# Of adaptive samples, rows and columns that one step of the loop over them takes.
+_ADAPTIVE_TAPS = 2
 
 
 def roi_align(
@@ -93,23 +92,21 @@ def multilevel_roi_align(
         )
 
     def taps(
-        boxes: Array, levels: Array, h: Array, w: Array, num: int
+        boxes: Array, levels: Array, h: Array, w: Array, first: Array
     ) -> tuple[Array, Array, Array, Array]:
         start, extent = _in_cells(boxes, 0.5 ** levels[:, None].astype(jnp.float32), aligned)
         (y, x), (height, width) = start.T[::-1], extent.T[::-1]
         return (
-            *axis_taps(y, height, h, output_size, sampling_ratio, num),
-            *axis_taps(x, width, w, output_size, sampling_ratio, num),
+            *axis_taps(y, height, h, output_size, sampling_ratio, num_taps, first[0]),
+            *axis_taps(x, width, w, output_size, sampling_ratio, num_taps, first[1]),
         )
 
     def needed(boxes: Array, levels: Array) -> Array:
         _, extent = _in_cells(boxes, 0.5 ** levels[:, None].astype(jnp.float32), aligned)
-        return taps_needed(extent.max(-1), output_size)
+        return taps_needed(extent[:, ::-1], output_size)
 
-    if sampling_ratio > 0:
-        rule = Rule(weigh, taps, (2 * sampling_ratio,))
-    else:
-        rule = Rule(weigh, taps, _ADAPTIVE_TAPS, needed)
+    num_taps = 2 * sampling_ratio or _ADAPTIVE_TAPS
+    rule = Rule(weigh, taps, num_taps, None if sampling_ratio > 0 else needed)
     return pool_levels(features, rois, levels, output_size, rule)
 
 

@@ -63,7 +63,7 @@ def multilevel_roi_warp(
         )
 
     def taps(
-        boxes: Array, levels: Array, height: Array, width: Array, num: int
+        boxes: Array, levels: Array, height: Array, width: Array, first: Array
     ) -> tuple[Array, Array, Array, Array]:
         (x, y), (w, h) = _corner_and_extent(boxes, 0.5 ** levels.astype(jnp.float32))
         return (
@@ -71,7 +71,7 @@ def multilevel_roi_warp(
             *point_taps(_positions(x, w, size), width, _MARGIN),
         )
 
-    size, rule = RATIO * output_size, Rule(weigh, taps, (2,))
+    size, rule = RATIO * output_size, Rule(weigh, taps, 2)
 
     def pool(rois: Array) -> Array:
         levels = assign_levels(rois, min(numbers), max(numbers), eps=level_eps)

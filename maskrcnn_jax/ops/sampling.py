@@ -42,17 +42,18 @@ def axis_taps(
     size: int,
     sampling_ratio: int,
     num_taps: int,
+    first_tap: int | Int[Array, ""] = 0,
 ) -> tuple[Int[Array, "R {size} {num_taps}"], Float[Array, "R {size} {num_taps}"]]:
     """The lines that each bin touches, and their weights: `axis_weights` without its zeros.
 
-    length: of the axis, for each roi its own. num_taps: 2 * sampling_ratio; for adaptive samples
-    as many as `taps_needed` says, or more.
+    length: of the axis, for each roi its own. num_taps: 2 * sampling_ratio. Adaptive samples have
+    as many as `taps_needed` says, of which these are num_taps from `first_tap` on.
     """
     length = length.astype(jnp.float32)[:, None, None]
     bins = _Bins(start, extent, size, sampling_ratio)
     if sampling_ratio == 0:
         first = jnp.clip(bins.position(jnp.zeros(())), 0.0, length - 1.0)
-        line = jnp.floor(first) + jnp.arange(num_taps, dtype=jnp.float32)
+        line = jnp.floor(first) + first_tap + jnp.arange(num_taps, dtype=jnp.float32)
         weights = _weights_at(line, start, extent, length, size, 0, 1.0)
     else:
         line, weights = [], []
@@ -70,7 +71,7 @@ def axis_taps(
     return jnp.clip(line, 0.0, length - 1.0).astype(jnp.int32), weights
 
 
-def taps_needed(extent: Float[Array, "R"], size: int) -> Int[Array, "R"]:
+def taps_needed(extent: Float[Array, "*n"], size: int) -> Int[Array, "*n"]:
     """Lines that a bin of adaptive samples touches, at most; one more for rounding."""
     num = jnp.maximum(_adaptive_samples(extent, size), 1.0)
     return (jnp.floor(extent / size * (1.0 - 1.0 / num)) + 3.0).astype(jnp.int32)
@@ -158,7 +159,7 @@ def _weights_at(
     return total / jnp.maximum(bins.num, 1.0)
 
 
-def _adaptive_samples(extent: Float[Array, "R"], size: int) -> Float[Array, "R"]:
+def _adaptive_samples(extent: Float[Array, "*n"], size: int) -> Float[Array, "*n"]:
     """ceil(extent / size) >= 0, exact: a compiler may divide by multiplying with 1 / size."""
     num = jnp.ceil(extent / size)
     num = jnp.where((num - 1.0) * size >= extent, num - 1.0, num)
