@@ -23,8 +23,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     from maskrcnn_jax.data.builder import prepare
     from maskrcnn_jax.data.coco import load_coco
 
-    # So many steps that building the graph, which a run does once, counts little: the DataLoader keeps
-    # its workers from round to round, too.
+    # So many steps that building the graph, which a run does once, counts little: the
+    # DataLoader keeps its workers from round to round, too.
     short, long, steps = (64, 96, 2) if setting.small else (800, 1333, 120)
     config = get_config().data
     config.update({"short": (short,), "long": long, "num_workers": setting.threads})
