@@ -53,7 +53,9 @@ def take(
     lines += [line for line in left if "of other classes" in line]
 
     sizes = {path: x.size for path, x in wanted.items() if path.startswith("params/")}
-    loaded = [path for path in sizes if path in have and path not in heads]
+    spare = importer.spare_head(have, wanted)
+    found = [path for path in sizes if path in have and path not in spare]
+    loaded = [path for path in found if path not in heads]
     absent = [path for path in sizes if path not in have]
     rows = [_row("loaded", sum(sizes[path] for path in loaded), _parts(loaded))]
     if heads:
@@ -65,9 +67,12 @@ def take(
     if absent:
         number = sum(sizes[path] for path in absent)
         rows.append(_row("fresh", number, f"{_parts(absent)}: not in the weights"))
-    if spare := [path for path in importer.spare_head(have, wanted) if path.startswith("params/")]:
-        number = sum(have[path].size for path in spare)
-        rows.append(_row("left out", number, f"{_parts(spare)}: the model has no keypoints"))
+    if spare:
+        number = sum(have[path].size for path in spare if path.startswith("params/"))
+        why = importer.other_keypoints(spare, wanted)
+        rows.append(_row("left out", number, f"{_parts(spare)}: {why}"))
+        if fresh := sum(sizes[path] for path in spare if path in sizes):
+            rows.append(_row("fresh", fresh, f"{_parts(spare)}: {why}"))
     return filled, rows, lines
 
 

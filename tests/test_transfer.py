@@ -97,6 +97,30 @@ def test_the_same_classes_are_taken_whole(imported, fresh):
     assert rows[2] == ["fresh", "0", "0 of 5 classes"]
 
 
+def test_another_number_of_keypoints(fresh, imported):
+    """The last layer stays random and is told; the layers before it are taken."""
+    fields = {"depth": 34, "keypoint_channels": 8, "keypoint_convs": 1}
+    trees = {}
+    for number, value in ((4, 1), (5, 2)):
+        config = tiny_model.config(keypoints=number, **fields)
+        shapes = importer.model_shapes(config.model.to_dict(), len(THEIRS))
+        trees[number] = {path: np.full(s, value, np.float32) for path, s in shapes.items()}
+    weights = replace(imported, variables=importer.unflatten(trees[4]))
+    filled, rows, _ = transfer.take(importer.unflatten(trees[5]), weights, THEIRS)
+    kept = {path for path, x in importer.flatten(filled).items() if (x == 2).all()}
+    assert kept == {f"params/keypoint_head/deconv/{name}" for name in ("kernel", "bias")}
+    last = {k: sum(trees[k][path].size for path in kept) for k in (4, 5)}
+    why = "keypoint_head: the model has another number of keypoints"
+    assert rows[-2:] == [["left out", f"{last[4]:,}", why], ["fresh", f"{last[5]:,}", why]]
+    total = sum(int(row[1].replace(",", "")) for row in rows if row[0] != "left out")
+    assert total == sum(x.size for path, x in trees[5].items() if path.startswith("params/"))
+    _, lines = importer.fill(importer.unflatten(trees[5]), weights, skip_heads=False)
+    assert lines == [
+        "left out, as the model has another number of keypoints: 2 arrays",
+        "left random, not in the weights: 2 arrays of keypoint_head",
+    ]
+
+
 @pytest.mark.parametrize("theirs", ["keypoints", "none"])
 def test_a_keypoint_head_that_only_one_side_has(theirs, imported, fresh):
     config = tiny_model.config(depth=34, keypoints=5, keypoint_channels=8, keypoint_convs=1)

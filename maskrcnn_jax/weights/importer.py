@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,7 @@ CLASS_HEADS = (
 )
 # A run has this head or not, whatever its weights have: see `presets.TRAINING_FIELDS`.
 _KEYPOINT_HEAD = "keypoint_head"
+_KEYPOINT_SCORES = "deconv"
 _CLASS_SCORES = "params/box_head/cls_score/bias"
 
 
@@ -114,7 +115,8 @@ def fill(
 ) -> tuple[dict[str, Any], list[str]]:
     """Puts imported arrays into a model's variables; what the import lacks stays as it is.
 
-    A keypoint head is left out where the model has none.
+    A keypoint head is left out where the model has none; its last layer stays random where the
+    model has another number of keypoints.
     skip_heads: class heads of another size stay as they are, too, instead of an error.
     Returns new variables and lines that tell what was left.
     Raises UserError for another number of classes, naming both and the remedy, or where the
@@ -145,7 +147,7 @@ def fill(
         )
     lines = [f"left random, of other classes: {n} {wanted[n].shape}" for n in heads]
     if spare:
-        lines.append(f"left out, as the model has no keypoints: {len(spare)} arrays")
+        lines.append(f"left out, as {other_keypoints(spare, wanted)}: {len(spare)} arrays")
     left = [n for n in wanted if n not in have]
     if left:
         rooms = sorted({n.split("/")[1] for n in left})
@@ -155,12 +157,21 @@ def fill(
 
 
 def spare_head(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The paths in `have` of a keypoint head, if `wanted` has no such head; both are flat."""
+    """The paths in `have` of what only fits its own keypoints; both are flat.
 
-    def of_head(tree: Mapping[str, Any]) -> list[str]:
-        return [path for path in tree if path.split("/")[1] == _KEYPOINT_HEAD]
+    All of a keypoint head, if `wanted` has no such head; its last layer, if the number differs.
+    """
+    ours = [path for path in have if path.split("/")[1] == _KEYPOINT_HEAD]
+    if not any(path.split("/")[1] == _KEYPOINT_HEAD for path in wanted):
+        return ours
+    last = [path for path in ours if path.split("/")[2] == _KEYPOINT_SCORES and path in wanted]
+    return [path for path in last if have[path].shape[-1] != wanted[path].shape[-1]]
 
-    return [] if of_head(wanted) else of_head(have)
+
+def other_keypoints(spare: Sequence[str], wanted: Mapping[str, Any]) -> str:
+    """Why `spare_head` is that."""
+    other = "another number of keypoints"
+    return f"the model has {other if set(spare) <= set(wanted) else 'no keypoints'}"
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
