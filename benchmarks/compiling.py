@@ -7,16 +7,15 @@ Time to compile and memory need a process of their own each:
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+from benchmarks.soak import memory_mib
 from benchmarks.timing import Figures, Setting, Skipped
 
 _WHAT = ("inference", "train_step")
@@ -131,13 +130,6 @@ def _child(setting: Setting, what: str, side: str, cache: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _resident() -> float:
-    """High-water mark of this process in MiB."""
-    # Not ru_maxrss, which a process takes over from the one that started it, peers loaded and all.
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
-
-
 def main(argv: list[str] | None = None) -> None:
     """One side of one subject in this process; prints one line of JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -158,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
             jax.config.update("jax_compilation_cache_dir", args.cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.devices()
-        imports, started = _resident(), time.perf_counter()
+        imports, started = memory_mib("self", "VmHWM"), time.perf_counter()
         run, _, _ = _ours(setting, args.what)
         ready = time.perf_counter() - started
         for _ in range(2):
@@ -171,14 +163,18 @@ def main(argv: list[str] | None = None) -> None:
         from benchmarks import peers_torch
 
         peers_torch.require(args.side, setting.threads)
-        imports, started = _resident(), time.perf_counter()
+        imports, started = memory_mib("self", "VmHWM"), time.perf_counter()
         run = _peer(setting, args.what, args.side)
         ready = time.perf_counter() - started
         for _ in range(2):
             run()
         if setting.device == "cuda":
             device = torch.cuda.max_memory_allocated() / 2**20
-    found = {"ready_s": ready, "imports_mib": imports, "peak_mib": _resident()}
+    found = {
+        "ready_s": ready,
+        "imports_mib": imports,
+        "peak_mib": memory_mib("self", "VmHWM"),
+    }
     print(json.dumps(found | {"device_mib": device}))
 
 

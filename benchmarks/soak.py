@@ -16,13 +16,17 @@ import time
 from pathlib import Path
 
 
-def resident_gib(pid: int) -> float:
-    """Resident memory of a process, 0 when it is gone."""
+def memory_mib(pid: int | str, field: str) -> float:
+    """VmRSS, the resident memory of a process, or VmHWM, the most it has been; 0 when it is gone.
+
+    pid: or "self". Not `resource.getrusage`, whose peak a process takes over from the one that
+    started it.
+    """
     try:
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     except OSError:
         return 0.0
-    return int(found[1]) / 2**20 if found else 0.0
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def read(path: Path) -> list[dict]:
@@ -43,7 +47,9 @@ def main(argv: list[str]) -> int:
             samples = []
             while process.poll() is None:
                 lines = read(workdir / "metrics.jsonl")
-                samples.append((lines[-1]["step"] if lines else 0, resident_gib(process.pid)))
+                samples.append(
+                    (lines[-1]["step"] if lines else 0, memory_mib(process.pid, "VmRSS") / 1024)
+                )
                 time.sleep(1)
         if process.returncode:
             print(log.read_text())

@@ -54,8 +54,7 @@ def take(
 
     sizes = {path: x.size for path, x in wanted.items() if path.startswith("params/")}
     spare = importer.spare_head(have, wanted)
-    found = [path for path in sizes if path in have and path not in spare]
-    loaded = [path for path in found if path not in heads]
+    loaded = [path for path in sizes if path in have and path not in (*heads, *spare)]
     absent = [path for path in sizes if path not in have]
     rows = [_row("loaded", sum(sizes[path] for path in loaded), _parts(loaded))]
     if heads:

@@ -1,7 +1,10 @@
 """The benchmarks run, at a size that tells nothing about speed."""
 
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -22,8 +25,11 @@ from benchmarks import (
     timing,
     train_step,
 )
+from benchmarks.soak import memory_mib
 from benchmarks.timing import Case, Figures, Setting, Skipped
 from maskrcnn_jax import results
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
@@ -106,6 +112,16 @@ def test_memory_is_that_of_one_side_in_each_process(monkeypatch):
     found = list(compiling.memory(Setting(peers=frozenset({"detectron2", "torchvision"}))))
     assert sides == [(w, s) for w in ("inference", "train_step") for s in compiling.SIDES]
     assert found[0].values["detectron2: peak, MiB"] == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_peak_of_memory_is_a_processs_own():
+    """Not that of the process which started it, as getrusage has it."""
+    command = "from benchmarks.soak import memory_mib; print(memory_mib('self', 'VmHWM'))"
+    child = subprocess.run(
+        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 1 < float(child.stdout) < memory_mib("self", "VmHWM") / 4  # here JAX is loaded
 
 
 def test_evaluation_scenes_are_matched_in_part():

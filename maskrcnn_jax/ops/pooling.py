@@ -31,6 +31,7 @@ class Rule(NamedTuple):
     taps: (boxes [n, 4], levels [n], heights [n], widths [n], first (row, column)) -> rows
       [n, size, T], their weights, columns [n, size, T], their weights: those of each bin from its
       tap `first` on.
+    num_taps: T.
     needed: (boxes [n, 4], levels [n]) -> [n, 2], how many rows and columns the bins of each roi
       have; None: the first T are all.
     """
@@ -227,7 +228,7 @@ def _listed(
 
 
 def _taps(part: _Rois, boxes: Array, first: Array, rule: Rule) -> tuple[Array, ...]:
-    """Of a block: cells of rows' first columns, weights of rows, columns, their weights."""
+    """`rule.taps` of a chunk, with rows as the cells that they begin at in the list of all."""
     height, width = part.sizes.T
     rows, row_weights, columns, column_weights = rule.taps(boxes, part.levels, height, width, first)
     rows = part.first[:, None, None] + rows * width[:, None, None]

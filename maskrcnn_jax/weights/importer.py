@@ -161,17 +161,17 @@ def spare_head(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
     All of a keypoint head, if `wanted` has no such head; its last layer, if the number differs.
     """
-    ours = [path for path in have if path.split("/")[1] == _KEYPOINT_HEAD]
+    head = [path for path in have if path.split("/")[1] == _KEYPOINT_HEAD]
     if not any(path.split("/")[1] == _KEYPOINT_HEAD for path in wanted):
-        return ours
-    last = [path for path in ours if path.split("/")[2] == _KEYPOINT_SCORES and path in wanted]
+        return head
+    last = [path for path in head if path.split("/")[2] == _KEYPOINT_SCORES and path in wanted]
     return [path for path in last if have[path].shape[-1] != wanted[path].shape[-1]]
 
 
 def other_keypoints(spare: Sequence[str], wanted: Mapping[str, Any]) -> str:
-    """Why `spare_head` is that."""
-    other = "another number of keypoints"
-    return f"the model has {other if set(spare) <= set(wanted) else 'no keypoints'}"
+    """What the model has, for which the paths `spare_head` gave are of no use."""
+    number = set(spare) <= set(wanted)
+    return f"the model has {'another number of' if number else 'no'} keypoints"
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
