@@ -9,6 +9,7 @@ import pytest
 import tiny_coco
 
 from configs.common import get_config
+from maskrcnn_jax.data import pipeline
 from maskrcnn_jax.data.builder import prepare
 from maskrcnn_jax.data.coco import load_coco
 from maskrcnn_jax.data.pipeline import canvas_groups, make_batches, padding
@@ -199,3 +200,12 @@ def test_real_photographs(shared_data, tmp_path):
         # Annotated boxes and the frames of the masks hardly differ.
         assert np.median(np.abs(boxes - batch.gt_frames[valid])) < 1
     assert rows <= set(range(16)) and len(rows) > 8
+
+
+def test_nothing_holds_up_the_end(records, monkeypatch):
+    # The end of an iterator waits for tf.data's tuner, which can sleep for a minute.
+    seen = []
+    monkeypatch.setattr(pipeline, "_iterate", lambda dataset, _: seen.append(dataset) or iter(()))
+    make_batches(records, _config(num_workers=0), 4, 0)
+    (dataset,) = seen
+    assert dataset.options().autotune.enabled is False

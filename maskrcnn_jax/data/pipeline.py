@@ -7,6 +7,7 @@ resumes at any step without saved state.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -196,9 +197,12 @@ def _dataset(
         example = augment.drop_outer_keypoints(example, tf.shape(example["image"])[:2])
         return _pad(example, config, row, canvas, seed)
 
-    parallel = config.num_workers or tf.data.AUTOTUNE
+    parallel = config.num_workers or os.cpu_count()
     options = tf.data.Options()
     options.deterministic = True
+    # Nothing is left to tune, and tf.data's tuner can sleep through the end of its iterator, which
+    # waits for it: for up to a minute (seen with TensorFlow 2.21).
+    options.autotune.enabled = False
     # The examples run side by side; threads within one would only take cores from the step.
     options.threading.max_intra_op_parallelism = 1
     if config.num_workers:
