@@ -255,6 +255,7 @@ def test_the_readmes_example_runs_and_its_results_can_be_written(faked, tmp_path
     mine, readme = tmp_path / "mine.py", tmp_path / "README.md"
     mine.write_text(code)
     readme.write_text(text)
+    shutil.copytree(ROOT / "experiments" / "plots", tmp_path / "plots")
     assert run.main(command(tmp_path / "w", str(mine), "--seeds", "2")) == 0
     for _ in range(2):  # the second time in the place of the first
         argv = command(tmp_path / "w", str(mine), "--seeds", "2", "--report", str(readme))
