@@ -72,7 +72,7 @@ def replay(config: ConfigDict, workdir: Path) -> dict[str, float]:
     tx, schedule, trained = make_optimizer(
         variables["params"], o, config.model.freeze_at, t.num_steps, t.batch_size
     )
-    state = runtime.replicate(init_state(variables, tx, o.ema_decay), mesh)
+    state = runtime.replicate(init_state(variables, tx, o.ema_decay, t.seed), mesh)
     state, batch = load(workdir / "flight", state)
     step = make_train_step(
         model,
@@ -80,7 +80,6 @@ def replay(config: ConfigDict, workdir: Path) -> dict[str, float]:
         schedule,
         trained,
         mesh,
-        seed=t.seed,
         accumulate=t.accumulate,
         ema_decay=o.ema_decay,
     )

@@ -170,12 +170,11 @@ class _Run:
             schedule,
             trained,
             self.mesh,
-            seed=t.seed,
             accumulate=t.accumulate,
             ema_decay=o.ema_decay,
         )
         self.programs = runtime.Programs(step, "training step", say)
-        return runtime.replicate(init_state(variables, tx, o.ema_decay), self.mesh)
+        return runtime.replicate(init_state(variables, tx, o.ema_decay, t.seed), self.mesh)
 
     def _resume(self, state: TrainState) -> TrainState:
         num_steps = self.config.train.num_steps

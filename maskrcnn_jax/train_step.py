@@ -22,6 +22,7 @@ class TrainState(NamedTuple):
 
     step: Array  # int32, steps done
     bad_step: Array  # int32, the step whose loss or gradient was not finite; -1: none
+    seed: Array  # uint32, of the random keys; here, so that runs of all seeds are one program
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     ema: dict[str, Any]  # {"params", "batch_stats"} averaged, or {} when ema_decay is 0
@@ -50,7 +51,7 @@ def _collections(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def init_state(
-    variables: dict[str, Any], tx: optax.GradientTransformation, ema_decay: float
+    variables: dict[str, Any], tx: optax.GradientTransformation, ema_decay: float, seed: int = 0
 ) -> TrainState:
     """The state before the first step."""
     params, stats = variables["params"], variables["batch_stats"]
@@ -59,6 +60,7 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         bad_step=jnp.full((), -1, jnp.int32),
+        seed=jnp.asarray(seed % 2**32, jnp.uint32),
         params=params,
         batch_stats=stats,
         ema=jax.tree.map(jnp.array, copy),
@@ -72,15 +74,14 @@ def make_train_step(
     schedule: optax.Schedule,
     trained: Any,
     mesh: Mesh,
-    seed: int = 0,
     accumulate: int = 1,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns the jitted step: (state, batch) -> (state, metrics), the state's buffers donated.
 
     The batch is sharded over the mesh's 'data' axis, everything else replicated. Random keys depend
-    on the seed, the step and the image's place in the global batch alone. A step whose loss or
-    gradient norm is not finite keeps the old state and sets `bad_step`; from then on steps do
+    on the state's seed and step and the image's place in the global batch alone. A step whose loss
+    or gradient norm is not finite keeps the old state and sets `bad_step`; from then on steps do
     nothing, so that the host may notice late.
 
     trained: tree of booleans like the parameters; the others get no gradient.
@@ -120,7 +121,7 @@ def make_train_step(
         return grads, (stats, metrics)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         places = jnp.arange(batch.images.shape[0])
         keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
         grads, (stats, metrics) = accumulated(state, batch, keys)
@@ -136,7 +137,9 @@ def make_train_step(
             ema = jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), ema, fresh)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         good = finite & (state.bad_step < 0)
-        new = TrainState(state.step + 1, state.bad_step, params, stats, ema, opt_state)
+        new = state._replace(
+            step=state.step + 1, params=params, batch_stats=stats, ema=ema, opt_state=opt_state
+        )
         state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
         first_bad = jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step)
         state = state._replace(bad_step=first_bad)

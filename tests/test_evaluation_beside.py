@@ -57,7 +57,7 @@ class Run(train._Run):
         self.store = checkpoint.Checkpoints(workdir, self.config.train.keep_last)
         self.start = self.store.latest_step or 0
         self.log = RunLog(workdir, self.start, 12, speaks=True)
-        self.state = TrainState(0, -1, {"w": jnp.full(3, 0.1)}, {}, {}, {})
+        self.state = TrainState(0, -1, 0, {"w": jnp.full(3, 0.1)}, {}, {}, {})
         if self.start:
             found = self.store.restore(self.start, {"params": self.state.params})
             self.state = self.state._replace(**found)

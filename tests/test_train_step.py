@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_model
 
@@ -25,13 +26,11 @@ def training():
     variables = jax.tree.map(np.asarray, init_variables(model, 0))
     # freeze_at=1 freezes the stem.
     tx, schedule, trained = make_optimizer(variables["params"], optim, 1, 10, size)
-    step = make_train_step(
-        model, tx, schedule, trained, mesh, seed=SEED, accumulate=2, ema_decay=EMA
-    )
+    step = make_train_step(model, tx, schedule, trained, mesh, accumulate=2, ema_decay=EMA)
     batch = tiny_model.batch(size)
 
-    def fresh():
-        return replicate(init_state(variables, tx, EMA), mesh)
+    def fresh(seed=SEED):
+        return replicate(init_state(variables, tx, EMA, seed), mesh)
 
     return step, fresh, shard_batch(batch, mesh), variables
 
@@ -127,3 +126,19 @@ def test_a_bad_step_changes_nothing_and_stays_told(training, broken):
     state, metrics = step(state, good)
     assert metrics["bad_step"] == before.step
     assert same_bits(state, before._replace(bad_step=before.step))
+
+
+def test_runs_of_all_seeds_are_one_program(training):
+    step, fresh, batch, _ = training
+    texts = {step.lower(fresh(seed), batch).as_text() for seed in (0, 7)}
+    assert len(texts) == 1
+    losses = [float(step(fresh(seed), batch)[1]["loss"]) for seed in (0, 7, 0)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**31 - 1])
+def test_a_seed_of_the_state_gives_the_keys_of_the_number(seed):
+    ours = jax.random.key(
+        init_state({"params": {}, "batch_stats": {}}, optax.sgd(1.0), 0.0, seed).seed
+    )
+    assert (jax.random.key_data(ours) == jax.random.key_data(jax.random.key(seed))).all()
