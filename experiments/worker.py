@@ -112,8 +112,12 @@ def _measure(folder: Path) -> dict[str, Any]:
 
 
 def gflops(model: Any, variables: Any, canvas: tuple[int, int]) -> float | None:
-    """GFLOPs of predicting one image, the same on all devices: all slots of the detections get a
-    mask, as where a loop leaves the empty ones out its body would be counted once."""
+    """GFLOPs of predicting one image, the same on all devices.
+
+    Those of the program for CPUs, whose pooling has no products with zeros. All slots of the
+    detections get a mask, as where a loop leaves the empty ones out its body would be counted once.
+    None where JAX_PLATFORMS leaves the CPU out.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -123,7 +127,12 @@ def gflops(model: Any, variables: Any, canvas: tuple[int, int]) -> float | None:
     images = jax.ShapeDtypeStruct((1, *canvas, 3), jnp.uint8)
     hw = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     predict = jax.jit(lambda v, x, hw: forward_predict(model, v, x, hw))
-    cost = predict.lower(variables, images, hw).cost_analysis() or {}
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+    with jax.default_device(cpu):
+        cost = predict.lower(variables, images, hw).cost_analysis() or {}
     return cost["flops"] / 1e9 if cost.get("flops", 0) > 0 else None
 
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from maskrcnn_jax.models.families import forward_train
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.ops.platform import platform
 from maskrcnn_jax.types import Array, Batch
 
 # Counts that a log line sums over its window; all others it averages.
@@ -31,15 +32,28 @@ class TrainState(NamedTuple):
 
 def init_variables(model: MaskRCNN, seed: int) -> dict[str, Any]:
     """Random parameters and fresh statistics: {"params", "batch_stats"}."""
+    model = _without_pooling(model)
     # It runs once: what XLA's CPU compiler takes to make it fast is many times what it saves.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    quick = {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
     init = jax.jit(model.init, compiler_options=quick)
     return _collections(init(jax.random.key(seed), *_example()))
 
 
 def variable_shapes(model: MaskRCNN) -> dict[str, Any]:
     """What `init_variables` returns, as jax.ShapeDtypeStruct: nothing is computed."""
-    return _collections(jax.eval_shape(model.init, jax.random.key(0), *_example()))
+    return _collections(
+        jax.eval_shape(_without_pooling(model).init, jax.random.key(0), *_example())
+    )
+
+
+def _without_pooling(model: MaskRCNN) -> MaskRCNN:
+    """The same parameters, of which none depends on what is pooled, in less time of tracing."""
+
+    def pool(levels: dict[str, Array], rois: Array, size: int) -> Array:
+        finest = next(iter(levels.values()))
+        return jnp.zeros((*rois.shape[:2], size, size, finest.shape[-1]), finest.dtype)
+
+    return model.clone(pool=pool)
 
 
 def _example() -> tuple[Array, Array]:
@@ -55,16 +69,18 @@ def init_state(
 ) -> TrainState:
     """The state before the first step."""
     params, stats = variables["params"], variables["batch_stats"]
-    # Copies: the step donates its buffers, and one buffer cannot be donated twice.
-    copy = {"params": params, "batch_stats": stats} if ema_decay > 0 else {}
+    averaged = {"params": params, "batch_stats": stats} if ema_decay > 0 else {}
+    # One program for both; each of the optimizer's zeros would be one of its own. The averages are
+    # copies, as the step donates its buffers, and one buffer cannot be donated twice.
+    opt_state, ema = jax.jit(lambda p, a: (tx.init(p), jax.tree.map(jnp.copy, a)))(params, averaged)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         bad_step=jnp.full((), -1, jnp.int32),
         seed=jnp.asarray(seed % 2**32, jnp.uint32),
         params=params,
         batch_stats=stats,
-        ema=jax.tree.map(jnp.array, copy),
-        opt_state=tx.init(params),
+        ema=ema,
+        opt_state=opt_state,
     )
 
 

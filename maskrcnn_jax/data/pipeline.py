@@ -34,6 +34,9 @@ Canvas = tuple[int, int]
 Plan = Callable[[int], tuple[Canvas, bool, np.ndarray, np.ndarray]]
 
 _NO_END = int(np.iinfo(np.int64).max)
+# No function here branches on a tensor in Python. AutoGraph, which rewrites such, would read the
+# source of all of them: two seconds before the first batch.
+_AS_IT_IS = tf.autograph.experimental.do_not_convert
 
 
 def make_batches(
@@ -171,6 +174,7 @@ def _dataset(
     workers: Workers | None,
     keypoint_order: tuple[int, ...],
 ) -> tf.data.Dataset:
+    @_AS_IT_IS
     def examples_of(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         canvas, on_side, chosen, seeds = tf.numpy_function(
             lambda s: tuple(
@@ -190,6 +194,7 @@ def _dataset(
         example = _read(records, config, row, keypoint_order)
         return example if workers is None else _transformed(example, records, row, seed, workers)
 
+    @_AS_IT_IS
     def finished(
         canvas: tf.Tensor, on_side: tf.Tensor, row: tf.Tensor, seed: tf.Tensor
     ) -> dict[str, tf.Tensor]:
@@ -241,7 +246,7 @@ def _read(
     """Reads one record, without its crowds, and decodes the picture."""
     types = _OBJECTS | ({"keypoints": np.float32} if keypoint_order else {})
 
-    def read(row: np.ndarray) -> tuple:
+    def read(row: np.integer) -> tuple:
         record = records[int(row)]
         keep = ~record["crowd"]
         objects = (np.ascontiguousarray(record[k][keep], dtype=t) for k, t in types.items())
@@ -265,7 +270,7 @@ def _transformed(
 ) -> augment.Example:
     """The example after the user's own transforms, made in a worker process."""
 
-    def apply(row: np.ndarray, seed: np.ndarray, *arrays: np.ndarray) -> Objects:
+    def apply(row: np.integer, seed: np.ndarray, *arrays: np.ndarray) -> Objects:
         name = f"the picture with the id {records.image_ids[int(row)]}"
         return workers.apply(Objects(*arrays), seed, name)
 

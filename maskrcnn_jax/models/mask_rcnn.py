@@ -33,6 +33,7 @@ from maskrcnn_jax.models.roi_heads import MaskHead, MaskMLP
 from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
 from maskrcnn_jax.ops.leading_rows import leading_rows
+from maskrcnn_jax.ops.platform import platform
 from maskrcnn_jax.ops.roi_align import multilevel_roi_align, multilevel_roi_align_max
 from maskrcnn_jax.ops.roi_pool import multilevel_roi_pool
 from maskrcnn_jax.ops.roi_warp import multilevel_roi_warp
@@ -437,7 +438,7 @@ def _wanted_rows(
     That is on a CPU; None elsewhere, where a norm takes its statistics over all rows, and where the
     model shall compute every row. Wanted rows come first.
     """
-    is_one_cpu = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
+    is_one_cpu = platform() == "cpu" and (mesh is None or mesh.size == 1)
     norm = getattr(model.mask_head, "norm", "none")
     if model.every_row or not is_one_cpu or norm == "batch":
         return None

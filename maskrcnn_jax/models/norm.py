@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskrcnn_jax.ops.conv import conv as conv_op
+from maskrcnn_jax.ops.platform import by_platform
 
 NORMS = ("none", "frozen", "batch", "group")
 
@@ -114,7 +115,7 @@ class GroupedConv(nn.Module):
         shape = (*self.kernel_size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
-        x = jax.lax.platform_dependent(x, kernel, cpu=self._taps, default=self._native)
+        x = by_platform(x, kernel, cpu=self._taps, default=self._native)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             x = x + bias.astype(self.dtype)

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from maskrcnn_jax.ops.platform import by_platform
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 Pair = tuple[int, int]
 
@@ -65,7 +67,7 @@ def _backward(strides: Pair, padding: tuple, saved: tuple, g: Array) -> tuple[Ar
             _kernel_gradient(x, g, kernel.shape, strides, padding),
         )
 
-    return jax.lax.platform_dependent(*saved, g, cpu=canonical, default=native)
+    return by_platform(*saved, g, cpu=canonical, default=native)
 
 
 _conv.defvjp(_forward, _backward)
@@ -87,7 +89,9 @@ def _input_gradient(kernel: Array, g: Array, shape: tuple, strides: Pair, paddin
 def _kernel_gradient(x: Array, g: Array, shape: tuple, strides: Pair, padding: tuple) -> Array:
     """The input under the output's gradient: features are the batch, pictures the features."""
     if shape[:2] == strides == (1, 1) and not np.any(padding):
-        return jax.lax.dot_general(x, g, (((0, 1, 2),) * 2, ((), ())))[None, None]
+        # Of matrices; the rows of more axes would be transposed in memory first.
+        rows = [y.reshape(-1, y.shape[-1]) for y in (x, g)]
+        return jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))[None, None]
     sides = []
     for axis, (before, _) in enumerate(padding):
         extent = (g.shape[axis + 1] - 1) * strides[axis] + 1

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.ops.boxes import pairwise_iou
+from maskrcnn_jax.ops.platform import by_platform
 
 _TILE = 256
 
@@ -30,7 +31,7 @@ def nms(
     """
     order = jnp.argsort(jnp.where(valid, scores, -jnp.inf), descending=True, stable=True)
     kinds = jnp.zeros(len(order), jnp.int32) if classes is None else classes[order]
-    keep = jax.lax.platform_dependent(
+    keep = by_platform(
         boxes[order],
         kinds,
         valid[order],

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from maskrcnn_jax.ops.platform import by_platform
+
 # Bound of the rows-pooled intermediate of one image, which the rois are cut into chunks for.
 _CHUNK_BYTES = 64 * 2**20
 # Of the result of a chunk, forward; and of the cells that a step of the loop over its taps gathers:
@@ -54,7 +56,7 @@ def pool_levels(
     features: 'p2', 'p3', ... Sums are float32; the result has the dtype of the features. Rois go in
     chunks, recomputed in the backward pass, which bound the memory.
     """
-    return jax.lax.platform_dependent(
+    return by_platform(
         features,
         rois,
         levels,
