@@ -1,5 +1,6 @@
 """What all tests share: eight virtual CPU devices, the compilation cache, the real data."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# As `runtime.start` does; most tests are imports and traces.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+gc.set_threshold(100_000, 20, 100)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
