@@ -23,6 +23,8 @@ from maskrcnn_jax.errors import UserError
 # products are left to it (benchmarks/NOTES.md).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
+_COLLECTIONS = gc.get_threshold()
+
 
 def start(compile_cache: str, deterministic: bool) -> None:
     """Joins the other hosts if there are any, and switches the compilation cache on.
@@ -32,7 +34,7 @@ def start(compile_cache: str, deterministic: bool) -> None:
     touches JAX's devices. compile_cache: a folder, "" for the user's cache, "none" for no cache.
     """
     # Imports and traces make millions of objects that stay. To look for garbage among them after
-    # every 700 new ones is a tenth of the time until the first step.
+    # every 700 new ones is a tenth of the time until the first step. `Programs` sets it back.
     gc.set_threshold(100_000, 20, 100)
     # TensorFlow would import Keras, which nothing here uses: a second. What it says to this is
     # that tf.keras is another package.
@@ -203,6 +205,7 @@ class Programs:
             started = time.perf_counter()
             program = self._jitted.lower(*args).compile(compiler_options())
             seconds = time.perf_counter() - started
+            gc.set_threshold(*_COLLECTIONS)
             self._say(
                 f"compiled the {self._name} for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"
                 + forecast(program)

@@ -1,4 +1,6 @@
-"""What programs are compiled with on CPUs."""
+"""What programs are compiled with on CPUs, and what surrounds their compilation."""
+
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 from maskrcnn_jax import runtime
+from maskrcnn_jax.ops.platform import by_platform, platform
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +50,31 @@ def test_the_users_flag_comes_first(monkeypatch):
 def test_an_xla_without_the_option_is_left_alone(monkeypatch):
     monkeypatch.setattr(runtime, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
     assert runtime.compiler_options() == {}
+
+
+def test_garbage_is_collected_as_usual_from_the_first_program_on(monkeypatch):
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    before, lines = gc.get_threshold(), []
+    try:
+        gc.set_threshold(1_000)
+        monkeypatch.setattr(runtime, "_COLLECTIONS", (1_000, 10, 10))
+        runtime.start("none", deterministic=False)
+        assert gc.get_threshold()[0] > 1_000
+        programs = runtime.Programs(jax.jit(lambda x: x + 1), "sum", lines.append)
+        assert programs.get((4, 4), jnp.ones(3))(jnp.ones(3))[0] == 2
+        assert gc.get_threshold() == (1_000, 10, 10) and "sum for 4x4" in lines[0]
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_the_form_of_an_operation_is_that_of_the_device():
+    def which(x):
+        return by_platform(x, cpu=lambda x: x + 1, default=lambda x: x + 2)
+
+    assert platform() == jax.default_backend() == "cpu"
+    assert jax.jit(which)(0) == 1
+    with jax.default_device(jax.devices("cpu")[1]):
+        assert platform() == "cpu" and jax.jit(which)(0) == 1
+    with jax.default_device("cpu"):
+        assert platform() == "cpu"
+    assert str(jax.make_jaxpr(which)(0)).count("add") == 1
