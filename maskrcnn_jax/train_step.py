@@ -156,7 +156,7 @@ def make_train_step(
         new = state._replace(
             step=state.step + 1, params=params, batch_stats=stats, ema=ema, opt_state=opt_state
         )
-        state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+        state = jax.tree.map(lambda a, b: jax.lax.select(good, a, b), new, state)
         first_bad = jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step)
         state = state._replace(bad_step=first_bad)
         lr = schedule(new.step - 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from maskrcnn_jax.ops import roi_align, roi_pool, roi_warp
+from maskrcnn_jax.ops import pooling, roi_align, roi_pool, roi_warp
 
 PYRAMID = {"p2": (24, 32), "p3": (12, 16), "p4": (6, 8)}
 
@@ -81,16 +81,17 @@ def test_roi_warp_is_its_definition():
     assert np.abs(expected).max() > 0.5
 
 
-@pytest.mark.parametrize("reduce", [jnp.mean, jnp.max])
+@pytest.mark.parametrize("reduce", [jnp.mean, pooling.largest])
 def test_warping_from_levels_reduces_two_by_two(reduce):
     maps, rois = pyramid(), boxes(12)
+    numpy_s = np.max if reduce is pooling.largest else np.mean
     found = jax.jit(lambda *args: roi_warp.multilevel_roi_warp(*args, 3, reduce))(maps, rois)
     seen = set()
     for image, i in np.ndindex(rois.shape[:2]):
         level = level_of(rois[image, i])
         grid = maps[f"p{level}"][image]
         samples = warp_by_definition(grid, rois[image, i], 6, 0.5**level)
-        expected = reduce(samples.reshape(3, 2, 3, 2, -1), axis=(1, 3))
+        expected = numpy_s(samples.reshape(3, 2, 3, 2, -1), axis=(1, 3))
         np.testing.assert_allclose(found[image, i], expected, atol=1e-5)
         seen.add(level)
     assert seen == {2, 3, 4}
@@ -133,7 +134,7 @@ def test_largest_aligned_samples():
     [
         lambda *args: roi_pool.multilevel_roi_pool(*args, 3),
         lambda *args: roi_warp.multilevel_roi_warp(*args, 3),
-        lambda *args: roi_warp.multilevel_roi_warp(*args, 3, jnp.max),
+        lambda *args: roi_warp.multilevel_roi_warp(*args, 3, pooling.largest),
         lambda *args: roi_align.multilevel_roi_align_max(*args, 3, 2),
     ],
     ids=["pool", "warp", "warp_max", "align_max"],
@@ -145,6 +146,42 @@ def test_gradients_are_finite_differences(pool):
     weight = np.random.default_rng(2).normal(size=(2, 3, 3, 3, 2)).astype(np.float32)
     value = jax.jit(lambda maps: (pool(maps, rois) * weight).sum())
     check_grads(value, (maps,), order=1, modes=["rev"], eps=2e-4, atol=2e-2, rtol=2e-2)
+
+
+def test_a_gradient_goes_to_the_first_of_the_largest_samples():
+    samples = np.random.default_rng(0).integers(0, 3, (2, 3, 2, 5)).astype(np.float32)
+    weight = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+    value, gradient = jax.value_and_grad(lambda x: (pooling.largest(x, (0, 2)) * weight).sum())(
+        samples
+    )
+    flat = samples.transpose(0, 2, 1, 3).reshape(4, 3, 5)
+    assert value == pytest.approx((flat.max(0) * weight).sum(), rel=1e-5)
+    first = np.eye(4, dtype=np.float32)[flat.argmax(0)] * weight[..., None]
+    np.testing.assert_array_equal(
+        gradient.transpose(0, 2, 1, 3).reshape(4, 3, 5), first.transpose(2, 0, 1)
+    )
+
+
+@pytest.mark.parametrize("name", ["align", "warp"])
+def test_largest_samples_have_gradients_where_they_are_computed_twice(name):
+    """Without optimisation XLA computes the samples anew for each of their uses, and not alike."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 48, (2, 8, 2))
+    rois = np.concatenate([corner, corner + rng.uniform(4, 16, (2, 8, 2))], -1).astype(np.float32)
+    maps = {"p4": rng.normal(size=(2, 4, 4, 32)).astype(np.float32)}
+    weight = rng.normal(size=(2, 8, 7, 7, 32)).astype(np.float32)
+
+    def value(maps, rois):
+        if name == "align":
+            pooled = roi_align.multilevel_roi_align_max(maps, rois, 7, 2)
+        else:
+            pooled = roi_warp.multilevel_roi_warp(maps, rois, 7, pooling.largest)
+        return (jax.nn.relu(pooled) * weight).sum()
+
+    lowered = jax.jit(jax.grad(value)).lower(maps, rois)
+    plain = lowered.compile({"xla_backend_optimization_level": 0})(maps, rois)["p4"]
+    np.testing.assert_allclose(plain, lowered.compile()(maps, rois)["p4"], atol=1e-4)
+    assert np.abs(plain).max() > 1
 
 
 @pytest.mark.parametrize(

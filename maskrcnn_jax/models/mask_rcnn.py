@@ -34,6 +34,7 @@ from maskrcnn_jax.models.rpn import RPNHead
 from maskrcnn_jax.ops.crop_resize import multilevel_crop_resize
 from maskrcnn_jax.ops.leading_rows import leading_rows
 from maskrcnn_jax.ops.platform import platform
+from maskrcnn_jax.ops.pooling import largest
 from maskrcnn_jax.ops.roi_align import multilevel_roi_align, multilevel_roi_align_max
 from maskrcnn_jax.ops.roi_pool import multilevel_roi_pool
 from maskrcnn_jax.ops.roi_warp import multilevel_roi_warp
@@ -189,7 +190,7 @@ def _pooling(config: Any) -> Callable:
         "crop": multilevel_crop_resize,
         "pool": partial(multilevel_roi_pool, level_eps=level_eps),
         "warp": partial(multilevel_roi_warp, reduce=jnp.mean, level_eps=level_eps),
-        "warp_max": partial(multilevel_roi_warp, reduce=jnp.max, level_eps=level_eps),
+        "warp_max": partial(multilevel_roi_warp, reduce=largest, level_eps=level_eps),
     }[config.roi_pool]
 
 

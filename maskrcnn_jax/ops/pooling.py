@@ -307,7 +307,7 @@ def reduce_samples(
 ) -> Float[Array, "B R {size} {size} {depth}"]:
     """Pools rois to `ratio` times `size`, and reduces each ratio x ratio cells to one.
 
-    pool: rois [B, r, 4] -> [B, r, ratio * size, ratio * size, depth]. reduce: jnp.max, jnp.mean.
+    pool: rois [B, r, 4] -> [B, r, ratio * size, ratio * size, depth]. reduce: `largest`, jnp.mean.
     Rois go in chunks, recomputed in the backward pass, which bound the memory.
     """
     batch, num_rois = rois.shape[:2]
@@ -324,6 +324,39 @@ def reduce_samples(
     _, pooled = jax.lax.scan(body, None, _split(rois, num_chunks))
     pooled = jnp.moveaxis(pooled, 0, 1).reshape(batch, -1, size, size, depth)
     return pooled[:, :num_rois]
+
+
+def largest(samples: Float[Array, "..."], axis: tuple[int, ...]) -> Float[Array, "..."]:
+    """jnp.max, whose gradient goes to the first of the largest samples.
+
+    That of jnp.max goes to all that equal the maximum. A compiler may compute the samples once for
+    each side of that comparison; if these differ in the last bit, no sample is equal, and the
+    gradient is 0 / 0 (seen with JAX 0.10 on a CPU, without optimisation).
+    """
+    axis = tuple(a % samples.ndim for a in axis)
+    rest = [n for a, n in enumerate(samples.shape) if a not in axis]
+    return _largest(jnp.moveaxis(samples, axis, range(len(axis))).reshape(-1, *rest))
+
+
+@jax.custom_vjp
+def _largest(samples: Array) -> Array:
+    return samples.max(0)
+
+
+def _largest_forward(samples: Array) -> tuple[Array, tuple[Array, Array]]:
+    value, which = samples[0], jnp.zeros(samples.shape[1:], jnp.int32)
+    for i in range(1, len(samples)):
+        which = jnp.where(samples[i] > value, i, which)
+        value = jnp.maximum(value, samples[i])
+    return value, (which, jnp.arange(len(samples)))
+
+
+def _largest_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+    which, numbers = saved
+    return (jnp.where(which == numbers.reshape(-1, *(1,) * which.ndim), g, 0),)
+
+
+_largest.defvjp(_largest_forward, _largest_backward)
 
 
 def round_half_away(x: Float[Array, "*n"]) -> Float[Array, "*n"]:

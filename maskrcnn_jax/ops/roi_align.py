@@ -7,7 +7,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.ops import boxes as box_ops
-from maskrcnn_jax.ops.pooling import Rule, pool_levels, pool_separably, reduce_samples
+from maskrcnn_jax.ops.pooling import (
+    Rule,
+    largest,
+    pool_levels,
+    pool_separably,
+    reduce_samples,
+)
 from maskrcnn_jax.ops.sampling import axis_taps, axis_weights, taps_needed
 
 # Of adaptive samples, rows and columns that one step of the loop over them takes.
@@ -129,7 +135,7 @@ def multilevel_roi_align_max(
         )
 
     depth = next(iter(features.values())).shape[-1]
-    return reduce_samples(pool, rois, output_size, sampling_ratio, depth, jnp.max)
+    return reduce_samples(pool, rois, output_size, sampling_ratio, depth, largest)
 
 
 def _in_cells(boxes: Array, spatial_scale: float | Array, aligned: bool) -> tuple[Array, Array]:

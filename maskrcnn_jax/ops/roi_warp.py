@@ -51,7 +51,7 @@ def multilevel_roi_warp(
     """`roi_warp` of each roi from the level of its size, to twice output_size, reduced 2 x 2.
 
     features: consecutive levels 'p2', 'p3', ...; the stride of level l is 2**l.
-    reduce: jnp.mean, or jnp.max as in MNC. level_eps: see `roi_align.assign_levels`.
+    reduce: jnp.mean, or `pooling.largest` as in MNC. level_eps: see `roi_align.assign_levels`.
     """
     numbers = [int(name.removeprefix("p")) for name in features]
 
