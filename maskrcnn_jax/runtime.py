@@ -23,7 +23,7 @@ from maskrcnn_jax.errors import UserError
 # products are left to it (benchmarks/NOTES.md).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
-_COLLECTIONS = gc.get_threshold()
+_COLLECTIONS = gc.get_threshold()  # what `start` changes for a while
 
 
 def start(compile_cache: str, deterministic: bool) -> None:

@@ -67,7 +67,7 @@ def _collections(variables: dict[str, Any]) -> dict[str, Any]:
 def init_state(
     variables: dict[str, Any], tx: optax.GradientTransformation, ema_decay: float, seed: int = 0
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step. seed: of the random keys; any whole number, modulo 2**32."""
     params, stats = variables["params"], variables["batch_stats"]
     averaged = {"params": params, "batch_stats": stats} if ema_decay > 0 else {}
     # One program for both; each of the optimizer's zeros would be one of its own. The averages are

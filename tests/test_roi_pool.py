@@ -84,14 +84,14 @@ def test_roi_warp_is_its_definition():
 @pytest.mark.parametrize("reduce", [jnp.mean, pooling.largest])
 def test_warping_from_levels_reduces_two_by_two(reduce):
     maps, rois = pyramid(), boxes(12)
-    numpy_s = np.max if reduce is pooling.largest else np.mean
+    by_numpy = np.max if reduce is pooling.largest else np.mean
     found = jax.jit(lambda *args: roi_warp.multilevel_roi_warp(*args, 3, reduce))(maps, rois)
     seen = set()
     for image, i in np.ndindex(rois.shape[:2]):
         level = level_of(rois[image, i])
         grid = maps[f"p{level}"][image]
         samples = warp_by_definition(grid, rois[image, i], 6, 0.5**level)
-        expected = numpy_s(samples.reshape(3, 2, 3, 2, -1), axis=(1, 3))
+        expected = by_numpy(samples.reshape(3, 2, 3, 2, -1), axis=(1, 3))
         np.testing.assert_allclose(found[image, i], expected, atol=1e-5)
         seen.add(level)
     assert seen == {2, 3, 4}

@@ -67,7 +67,7 @@ def test_garbage_is_collected_as_usual_from_the_first_program_on(monkeypatch):
         gc.set_threshold(*before)
 
 
-def test_the_form_of_an_operation_is_that_of_the_device():
+def test_the_form_of_an_operation_is_that_of_the_device(monkeypatch):
     def which(x):
         return by_platform(x, cpu=lambda x: x + 1, default=lambda x: x + 2)
 
@@ -78,3 +78,7 @@ def test_the_form_of_an_operation_is_that_of_the_device():
     with jax.default_device("cpu"):
         assert platform() == "cpu"
     assert str(jax.make_jaxpr(which)(0)).count("add") == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert platform() == "gpu" and which(0) == 2
+    with jax.default_device(jax.devices("cpu")[1]):
+        assert platform() == "cpu" and which(0) == 1

@@ -327,8 +327,9 @@ def reduce_samples(
 
 
 def largest(samples: Float[Array, "..."], axis: tuple[int, ...]) -> Float[Array, "..."]:
-    """jnp.max, whose gradient goes to the first of the largest samples.
+    """jnp.max over the axes, whose gradient goes to the first of the largest samples.
 
+    samples: any shape; the result is without the axes. The first is so in the order of the axes.
     That of jnp.max goes to all that equal the maximum. A compiler may compute the samples once for
     each side of that comparison; if these differ in the last bit, no sample is equal, and the
     gradient is 0 / 0 (seen with JAX 0.10 on a CPU, without optimisation).

@@ -7,13 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.ops import boxes as box_ops
-from maskrcnn_jax.ops.pooling import (
-    Rule,
-    largest,
-    pool_levels,
-    pool_separably,
-    reduce_samples,
-)
+from maskrcnn_jax.ops.pooling import Rule, largest, pool_levels, pool_separably, reduce_samples
 from maskrcnn_jax.ops.sampling import axis_taps, axis_weights, taps_needed
 
 # Of adaptive samples, rows and columns that one step of the loop over them takes.
