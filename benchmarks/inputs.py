@@ -94,10 +94,10 @@ def _stage(records: Any, config: Any, number: int, count: int) -> Callable:
     """Our pipeline until a stage; nothing but one byte of an example leaves it."""
     import tensorflow as tf
 
-    from maskrcnn_jax.data import augment, pipeline, recipe
+    from maskrcnn_jax.data import augment, batch_shapes, pipeline, recipe
 
-    canvas = tf.constant(pipeline.canvas_groups(records.sizes, config)[1])
-    groups = tf.constant(pipeline.canvas_groups(records.sizes, config)[0])
+    groups, canvases = batch_shapes.canvas_groups(records.sizes, config)
+    canvas, groups = tf.constant(canvases), tf.constant(groups)
 
     def until(row: tf.Tensor) -> tf.Tensor:
         example = pipeline._read(records, config, row, ())

@@ -35,7 +35,7 @@ def start(compile_cache: str, deterministic: bool) -> None:
     """
     # Imports and traces make millions of objects that stay. To look for garbage among them after
     # every 700 new ones is a tenth of the time until the first step. `Programs` sets it back.
-    gc.set_threshold(100_000, 20, 100)
+    gc.set_threshold(1_000_000, 20, 100)
     # TensorFlow would import Keras, which nothing here uses: a second. What it says to this is
     # that tf.keras is another package.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -135,6 +135,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def placed_shapes(tree: Any, mesh: Mesh, *axes: str) -> Any:
+    """The jax.ShapeDtypeStruct of arrays placed by `shard_batch` (axes: "data") or `replicate`.
+
+    tree: of arrays or of jax.ShapeDtypeStruct, the shapes global.
+    """
+    sharding = NamedSharding(mesh, P(*axes))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
 def local_rows(x: jax.Array) -> np.ndarray:
     """This host's rows of an array that is sharded over its first axis, in order."""
     pieces = {s.index[0].start or 0: s for s in x.addressable_shards}
@@ -192,6 +201,7 @@ class Programs:
         """jitted: result of jax.jit. name: for the log. say: prints a line."""
         self._jitted, self._name, self._say = jitted, name, say
         self._compiled: dict[tuple[int, int], Any] = {}
+        self._begun: dict[tuple[int, int], Future] = {}
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -199,16 +209,29 @@ class Programs:
     def __contains__(self, canvas: tuple[int, int]) -> bool:
         return canvas in self._compiled
 
+    def begin(self, canvas: tuple[int, int], *args: Any) -> None:
+        """Traces for a canvas now, and compiles in a thread, beside what the caller does next.
+
+        args: arrays or jax.ShapeDtypeStruct with shardings, like the arguments of the calls.
+        """
+        started = time.perf_counter()
+        lowered, options = self._jitted.lower(*args), compiler_options()
+
+        def compiled() -> tuple[Any, float, str]:
+            program = lowered.compile(options)
+            return program, time.perf_counter() - started, forecast(program)
+
+        self._begun[canvas] = in_background(compiled)
+
     def get(self, canvas: tuple[int, int], *args: Any) -> Callable:
-        """The program for a canvas, compiled for arguments like these on first use."""
+        """The program for a canvas, compiled for arguments like these unless it was begun."""
         if canvas not in self._compiled:
-            started = time.perf_counter()
-            program = self._jitted.lower(*args).compile(compiler_options())
-            seconds = time.perf_counter() - started
+            if canvas not in self._begun:
+                self.begin(canvas, *args)
+            program, seconds, told = self._begun.pop(canvas).result()
             gc.set_threshold(*_COLLECTIONS)
             self._say(
-                f"compiled the {self._name} for {canvas[0]}x{canvas[1]} in {seconds:.1f} s"
-                + forecast(program)
+                f"compiled the {self._name} for {canvas[0]}x{canvas[1]} in {seconds:.1f} s{told}"
             )
             self._compiled[canvas] = program
         return self._compiled[canvas]

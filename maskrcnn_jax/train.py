@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 from maskrcnn_jax import checkpoint, flight, initial, parameter_table, run_length, runtime
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.data import user_transforms
+from maskrcnn_jax.data.batch_shapes import batch_shapes, usual_canvas
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Interrupted, Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator, Pending
 from maskrcnn_jax.logs import RunLog, StepClock
 from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import make_optimizer
-from maskrcnn_jax.train_step import COUNTS, TrainState, init_state, init_variables, make_train_step
+from maskrcnn_jax.train_step import COUNTS, Initializer, TrainState, init_state, make_train_step
 from maskrcnn_jax.types import Batch
 
 # Metrics are read this many steps late, so that the device never waits for the host.
@@ -98,12 +99,12 @@ class _Run:
         for line in (*runtime.describe_devices(), *derived):
             self.log.say(line)
         self.imported = self._adopt_preset()
-        self.records = self._prepare_records()
         self.mesh = runtime.make_mesh()
         self.model = families.build(config.model, len(self.train_data.names))
         self.evaluator = Evaluator(self.model, self.val_data, config, self.mesh, self.log.say)
         self.window: list[dict[str, float]] = []  # metrics since the last line of the log
-        self.state = self._resume(self._fresh_state()) if self.start else self._fresh_state()
+        self.state = self._make_state()
+        self.records = self._prepare_records()
         if jax.process_index() == 0:
             config_lib.save(config, workdir / "config.json")
         self.batches = self._open_data()
@@ -143,27 +144,32 @@ class _Run:
             if warning not in before:
                 self.log.say(f"WARNING: {warning}")
 
-    def _fresh_state(self) -> TrainState:
+    def _make_state(self) -> TrainState:
+        """The state before the first step of this call: random, of other weights, or resumed.
+
+        Its shapes are known before its values, so that the step is traced while these are made.
+        """
         config, say = self.config, self.log.say
         t, o = config.train, config.optim
-        variables = jax.tree.map(np.asarray, init_variables(self.model, t.seed))
+        if self.start:
+            self._check_resumable()
+        initializer = Initializer(self.model, t.seed)
+        shapes, values = initializer.shapes, runtime.in_background(initializer)
         if config.init.checkpoint and not self.start:
             start = self.imported, say, self.log.table
-            variables = initial.load_initial(config, variables, self.train_data, *start)
+            variables = initial.load_initial(config, values.result(), self.train_data, *start)
             self.imported = None
         elif not self.start:
             say("init.checkpoint is empty: no weights are loaded, all start at random")
-        count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+        count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
         say(f"{count / 1e6:.2f} M parameters, {len(self.classes['names'])} classes")
         say(
             f"learning rate {o.base_lr * t.batch_size / o.base_batch:g} = base_lr {o.base_lr:g} "
             f"x batch {t.batch_size} / base_batch {o.base_batch}"
         )
-        tx, schedule, trained = make_optimizer(
-            variables["params"], o, config.model.freeze_at, t.num_steps, t.batch_size
-        )
-        rows = parameter_table.describe(variables["params"], o, config.model.freeze_at, t.num_steps)
-        self.log.table("what is trained", parameter_table.HEADER, rows)
+        chosen = shapes["params"], o, config.model.freeze_at, t.num_steps
+        tx, schedule, trained = make_optimizer(*chosen, t.batch_size)
+        self.log.table("what is trained", parameter_table.HEADER, parameter_table.describe(*chosen))
         step = make_train_step(
             self.model,
             tx,
@@ -174,9 +180,34 @@ class _Run:
             ema_decay=o.ema_decay,
         )
         self.programs = runtime.Programs(step, "training step", say)
-        return runtime.replicate(init_state(variables, tx, o.ema_decay, t.seed), self.mesh)
 
-    def _resume(self, state: TrainState) -> TrainState:
+        def state_of(variables: dict[str, Any]) -> TrainState:
+            return init_state(variables, tx, o.ema_decay, t.seed)
+
+        self._begin_compiling(jax.eval_shape(state_of, shapes))
+        if self.start or not config.init.checkpoint:
+            variables = values.result()
+        variables = jax.tree.map(np.asarray, variables)
+        state = runtime.replicate(state_of(variables), self.mesh)
+        return self._resume(state) if self.start else state
+
+    def _begin_compiling(self, state: TrainState) -> None:
+        """Of the first step, beside TensorFlow's import and the making of records.
+
+        state: a jax.ShapeDtypeStruct in place of each array.
+        """
+        config, d = self.config, self.config.data
+        if self.start == config.train.num_steps:
+            return
+        canvas = usual_canvas(self.train_data.sizes, d)
+        shapes = batch_shapes(canvas, d, config.train.batch_size, config.model.keypoints)
+        self.programs.begin(
+            canvas,
+            runtime.placed_shapes(state, self.mesh),
+            runtime.placed_shapes(shapes, self.mesh, "data"),
+        )
+
+    def _check_resumable(self) -> None:
         num_steps = self.config.train.num_steps
         meta = checkpoint.read_meta(self.store.folder / str(self.start))
         check_classes(meta["classes"], self.train_data, str(self.workdir))
@@ -190,6 +221,8 @@ class _Run:
             )
         self.log.say(f"resuming at step {self.start} of {num_steps}")
         self.window = meta["window"]
+
+    def _resume(self, state: TrainState) -> TrainState:
         items = self.store.restore(self.start, _items(state))
         step = runtime.replicate(np.int32(self.start), self.mesh)
         return state._replace(step=step, **items)

@@ -30,17 +30,33 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+class Initializer:
+    """Random parameters and fresh statistics, {"params", "batch_stats"}.
+
+    `shapes` of jax.ShapeDtypeStruct are known at once; the call computes the values, in any thread.
+    """
+
+    def __init__(self, model: MaskRCNN, seed: int):
+        """seed: of the random key."""
+        # It runs once: what XLA's CPU compiler takes to make it fast is many times what it saves.
+        quick = {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
+        init = jax.jit(_without_pooling(model).init, compiler_options=quick)
+        self._args = (jax.random.key(seed), *_example())
+        self._lowered = init.lower(*self._args)
+        self.shapes = _collections(self._lowered.out_info)
+
+    def __call__(self) -> dict[str, Any]:
+        """Compiles and computes."""
+        return _collections(self._lowered.compile()(*self._args))
+
+
 def init_variables(model: MaskRCNN, seed: int) -> dict[str, Any]:
-    """Random parameters and fresh statistics: {"params", "batch_stats"}."""
-    model = _without_pooling(model)
-    # It runs once: what XLA's CPU compiler takes to make it fast is many times what it saves.
-    quick = {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
-    init = jax.jit(model.init, compiler_options=quick)
-    return _collections(init(jax.random.key(seed), *_example()))
+    """The values of an `Initializer`."""
+    return Initializer(model, seed)()
 
 
 def variable_shapes(model: MaskRCNN) -> dict[str, Any]:
-    """What `init_variables` returns, as jax.ShapeDtypeStruct: nothing is computed."""
+    """What `init_variables` returns, as jax.ShapeDtypeStruct: nothing is compiled."""
     return _collections(
         jax.eval_shape(_without_pooling(model).init, jax.random.key(0), *_example())
     )
@@ -148,9 +164,9 @@ def make_train_step(
         if ema_decay > 0:
             # The average follows fast at first: a decay of .999 would keep random weights for long.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            fresh = {"params": params, "batch_stats": stats}
+            fresh, pull = {"params": params, "batch_stats": stats}, 1.0 - decay
             # Written as a difference, which leaves frozen values as they are to the last bit.
-            ema = jax.tree.map(lambda a, x: a + (1.0 - decay) * (x - a), ema, fresh)
+            ema = jax.tree.map(lambda a, x: a + pull * (x - a), ema, fresh)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         good = finite & (state.bad_step < 0)
         new = state._replace(

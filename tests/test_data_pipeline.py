@@ -1,5 +1,6 @@
 """Batches: a function of (seed, step), the same for any number of hosts, boxes on their objects."""
 
+import collections
 import itertools
 import math
 
@@ -10,9 +11,10 @@ import tiny_coco
 
 from configs.common import get_config
 from maskrcnn_jax.data import pipeline
+from maskrcnn_jax.data.batch_shapes import batch_shapes, canvas_groups, usual_canvas
 from maskrcnn_jax.data.builder import prepare
 from maskrcnn_jax.data.coco import load_coco
-from maskrcnn_jax.data.pipeline import canvas_groups, make_batches, padding
+from maskrcnn_jax.data.pipeline import make_batches, padding
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.postprocess import paste_binary
 
@@ -66,6 +68,8 @@ def test_shapes_and_types(records, fields):
         arrays = batch._asdict()
         assert arrays.pop("gt_keypoints") is None
         assert {k: (v.shape, v.dtype) for k, v in arrays.items()} == expected
+        foretold = batch_shapes((h, w), c, 4, 0)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), foretold) == batch._replace(**expected)
         for image, hw in zip(batch.images, batch.image_hw, strict=True):
             assert not image[hw[0] :].any() and not image[:, hw[1] :].any()
             assert image[: hw[0], : hw[1]].any()
@@ -178,6 +182,13 @@ def test_canvases(records):
         _take(records, _config(canvases=((64, 64),)), 1)
     c = _config(canvases=((160, 160),))
     assert all(b.images.shape[1:3] == (160, 160) for b in _take(records, c, 3))
+
+
+def test_the_usual_canvas_is_that_of_most(records):
+    c = _config()
+    groups, canvases = canvas_groups(records.sizes, c)
+    counts = collections.Counter(canvases[group] for group in groups)
+    assert counts[usual_canvas(records.sizes, c)] == max(counts.values()) < len(groups)
 
 
 def test_batch_must_divide_among_hosts(records):

@@ -8,9 +8,10 @@ from scipy.ndimage import binary_erosion
 
 from configs.common import get_config
 from maskrcnn_jax.data import recipe
+from maskrcnn_jax.data.batch_shapes import canvas_groups
 from maskrcnn_jax.data.builder import prepare
 from maskrcnn_jax.data.coco import load_coco
-from maskrcnn_jax.data.pipeline import canvas_groups, make_batches
+from maskrcnn_jax.data.pipeline import make_batches
 from maskrcnn_jax.postprocess import paste_binary
 
 GEOMETRY = {

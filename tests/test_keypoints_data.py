@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from configs.common import get_config
 from maskrcnn_jax import config, config_rules_keypoints, visualize
 from maskrcnn_jax.data import augment, augment_geometry, copy_paste, keypoints, shapes
+from maskrcnn_jax.data.batch_shapes import batch_shapes
 from maskrcnn_jax.data.builder import prepare
 from maskrcnn_jax.data.coco import load_coco
 from maskrcnn_jax.data.pipeline import make_batches
@@ -258,6 +259,10 @@ def test_batches_carry_keypoints(written, fields):
     for batch in make_batches(records, c, 3, 0, num_steps=4, keypoint_order=order):
         assert batch.gt_keypoints.shape == (3, 16, number, 3)
         assert batch.gt_keypoints.dtype == np.float32
+        for array, foretold in zip(
+            batch, batch_shapes(batch.images.shape[1:3], c, 3, number), strict=True
+        ):
+            assert (array.shape, array.dtype) == (foretold.shape, foretold.dtype)
         assert not batch.gt_keypoints[~batch.gt_valid].any()
         points = batch.gt_keypoints
         assert set(np.unique(points[..., 2])) <= {0.0, 1.0, 2.0}

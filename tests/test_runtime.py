@@ -1,6 +1,7 @@
 """What programs are compiled with on CPUs, and what surrounds their compilation."""
 
 import gc
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,55 @@ def test_garbage_is_collected_as_usual_from_the_first_program_on(monkeypatch):
         assert gc.get_threshold() == (1_000, 10, 10) and "sum for 4x4" in lines[0]
     finally:
         gc.set_threshold(*before)
+
+
+def test_a_program_is_compiled_beside_other_work():
+    released, lines, traced = threading.Event(), [], []
+
+    def add(x, y):
+        traced.append(x.shape)
+        return {name: x + value for name, value in y.items()}
+
+    class Lowered:  # its compiler waits until it is let go
+        def __init__(self, lowered):
+            self._lowered = lowered
+
+        def compile(self, options):
+            assert released.wait(60)
+            return self._lowered.compile(options)
+
+    def slow():
+        pass
+
+    jitted = jax.jit(add)
+    slow.lower = lambda *args: Lowered(jitted.lower(*args))
+
+    mesh = runtime.make_mesh()
+    rows = {"a": np.ones((jax.device_count(), 3), np.float32)}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rows)
+    programs = runtime.Programs(slow, "sum", lines.append)
+    programs.begin((4, 4), jnp.ones(3), runtime.placed_shapes(shapes, mesh, "data"))
+    assert traced == [(3,)] and not lines and (4, 4) not in programs
+    released.set()
+    placed = runtime.shard_batch(rows, mesh)
+    np.testing.assert_array_equal(programs.get((4, 4))(jnp.ones(3), placed)["a"], 2 * rows["a"])
+    assert programs.get((4, 4), jnp.ones(3), placed) is programs.get((4, 4))
+    assert len(lines) == len(traced) == 1 and (4, 4) in programs
+
+
+def test_a_compilers_error_is_raised_where_the_program_is_wanted():
+    class Lowered:
+        def compile(self, _):
+            raise RuntimeError("out of memory")
+
+    def broken():
+        pass
+
+    broken.lower = Lowered
+    programs = runtime.Programs(broken, "sum", print)
+    programs.begin((4, 4))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        programs.get((4, 4))
 
 
 def test_the_form_of_an_operation_is_that_of_the_device(monkeypatch):

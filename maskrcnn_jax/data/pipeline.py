@@ -16,19 +16,15 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from maskrcnn_jax.data import augment, recipe
+from maskrcnn_jax.data.batch_shapes import Canvas, canvas_groups
 from maskrcnn_jax.data.builder import Records, decode_image
 from maskrcnn_jax.data.sampler import Sampler
 from maskrcnn_jax.data.transform_workers import Workers
 from maskrcnn_jax.data.user_transforms import Objects
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.preprocess import (
-    choose_canvas,
-    derive_canvases,
-    shortest_edge_size,
-)
+from maskrcnn_jax.preprocess import shortest_edge_size
 from maskrcnn_jax.types import Batch
 
-Canvas = tuple[int, int]
 # step -> canvas, whether pictures are turned on their side, rows of the host, seeds of the host's
 # examples [b, 2]
 Plan = Callable[[int], tuple[Canvas, bool, np.ndarray, np.ndarray]]
@@ -84,28 +80,6 @@ def make_batches(
     steps, order = (start_step, stop), tuple(keypoint_order)
     dataset = _dataset(records, data_config, rows, plan, steps, local, workers, order)
     return _iterate(dataset, workers)
-
-
-def canvas_groups(
-    sizes: Int[np.ndarray, "n 2"], data_config: ConfigDict
-) -> tuple[Int[np.ndarray, " n"], tuple[Canvas, ...]]:
-    """Returns for each image the index of its canvas, and the canvases (height, width).
-
-    Each canvas is a compiled program of its own; an image has the same one at every scale.
-    """
-    if data_config.lsj_scale:
-        side = -(-data_config.lsj_size // 32) * 32
-        return np.zeros(len(sizes), np.int64), ((side, side),)
-    short, long = max(data_config.short), data_config.long
-    canvases = tuple((int(h), int(w)) for h, w in data_config.canvases) or derive_canvases(
-        short, long
-    )
-    unique, inverse = np.unique(sizes, axis=0, return_inverse=True)
-    groups = [
-        canvases.index(choose_canvas(shortest_edge_size((int(h), int(w)), short, long), canvases))
-        for h, w in unique
-    ]
-    return np.array(groups, np.int64)[inverse.reshape(-1)], canvases
 
 
 def padding(records: Records, config: ConfigDict) -> float:
