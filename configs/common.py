@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     # as the heads' shared layers; "dc5": res5 dilated, stride 16; "single": C5 at stride 32, of
     # VGG conv5_3 at stride 16.
     m.neck = "fpn"
-    m.depth = 50  # 18, 34, 50, 101, 152
+    m.depth = 50  # 10, 18, 34, 50, 101, 152
     m.width = 64  # channels of the stem; the stages scale with it
     m.groups = 1  # ResNeXt: 32
     m.width_per_group = 64  # ResNeXt 32x8d: 8

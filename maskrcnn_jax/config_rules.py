@@ -19,7 +19,7 @@ from maskrcnn_jax import (
 Fields = dict[str, Any]
 
 CHOICES = {
-    "model.depth": (18, 34, 50, 101, 152),
+    "model.depth": (10, 18, 34, 50, 101, 152),
     "model.backbone": ("resnet", "vgg16"),
     "model.neck": ("fpn", "c4", "dc5", "single"),
     "model.norm": ("frozen", "batch", "group", "none"),

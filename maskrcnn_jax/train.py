@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from maskrcnn_jax import checkpoint, flight, initial, parameter_table, run_length, runtime
 from maskrcnn_jax import config as config_lib
-from maskrcnn_jax.data import user_transforms
+from maskrcnn_jax.data import prepared, user_transforms
 from maskrcnn_jax.data.batch_shapes import batch_shapes, usual_canvas
 from maskrcnn_jax.datasets import cache_dir, check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Interrupted, Stopped, UserError
@@ -103,6 +103,9 @@ class _Run:
         self.model = families.build(config.model, len(self.train_data.names))
         self.evaluator = Evaluator(self.model, self.val_data, config, self.mesh, self.log.say)
         self.window: list[dict[str, float]] = []  # metrics since the last line of the log
+        self._prepare_records(
+            only_new=True
+        )  # what is wrong there is told before the model is traced
         self.state = self._make_state()
         self.records = self._prepare_records()
         if jax.process_index() == 0:
@@ -244,13 +247,15 @@ class _Run:
                 + "; set the old value again, or take another workdir"
             )
 
-    def _prepare_records(self) -> Any:
+    def _prepare_records(self, only_new: bool = False) -> Any:
+        d, folder = self.config.data, cache_dir(self.config)
+        what = self.train_data, folder, d.mask_side, d.on_bad_image
+        if only_new and prepared.folder(*what).exists():
+            return None
         # Here TensorFlow is imported, and not before: evaluation does without it.
         from maskrcnn_jax.data import builder
 
-        d = self.config.data
-        folder = cache_dir(self.config)
-        return builder.prepare(self.train_data, folder, d.mask_side, d.on_bad_image)
+        return builder.prepare(*what)
 
     def _open_data(self) -> Iterator[Batch]:
         from maskrcnn_jax.data import keypoints, pipeline

@@ -30,6 +30,11 @@ if CACHE != "none":
     jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
+# Most programs of the tests are run once or twice, for milliseconds, and to make them fast is most
+# of the time. Files with `pytestmark = pytest.mark.optimized` have theirs compiled as users have:
+# those that compare numbers with other implementations'.
+jax.config.update("jax_disable_most_optimizations", True)
+
 # The first example of a test compiles; the same examples in every run.
 hypothesis.settings.register_profile(
     "repeatable",
@@ -38,6 +43,19 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimization(request):
+    """Of the compiler, where the file asks for it."""
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    jax.clear_caches()  # else a program of another file would do
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

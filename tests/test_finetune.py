@@ -67,7 +67,7 @@ def test_from_another_runs_weights_to_the_end(run, tmp_path):
     told = killed.stdout
     assert "train.epochs 0.5 x 16 images / batch 2: 4 steps" in told
     assert "config.train.num_steps: 12 -> 4, by train.epochs" in told
-    assert "config.model.depth: 34 -> 18, as the weights expect" in told
+    assert "config.model.depth: 34 -> 10, as the weights expect" in told
     old = f"{OURS[1]} <- {OURS[1].replace(' ', '_').title()}, {OURS[4]} <- {OURS[4].upper()}"
     assert re.search(rf"mapped .* 2 of 6 classes: {old}", told), told
     new = ", ".join(OURS[i] for i in (0, 2, 3, 5))

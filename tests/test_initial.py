@@ -24,7 +24,7 @@ CLASSES = 6  # of the generated shapes
 
 def weights(family, classes=CLASSES):
     """A peer's tensors of a tiny model with random weights."""
-    config = tiny_model.config(depth=18, norm="frozen", head_norm="none").model
+    config = tiny_model.config(depth=10, norm="frozen", head_norm="none").model
     model = tiny_model.mask_rcnn.build(config, classes)
     names = {"names": [f"class {i}" for i in range(classes)], "category_ids": [*range(classes)]}
     spec = exporter.spec_for(family, config.to_dict(), names)
@@ -55,7 +55,7 @@ def test_each_field_that_the_weights_bring_is_told(family):
     initial.adopt_preset(config, imported, lines.append)
     changed = {f for f in config.model if config.model[f] != before.model[f]}
     assert {line.split(":")[0].removeprefix("config.model.") for line in lines} == changed
-    assert (config.model.depth, config.model.width, config.model.box_fc_dim) == (18, 8, 32)
+    assert (config.model.depth, config.model.width, config.model.box_fc_dim) == (10, 8, 32)
     assert config.model.roi_batch_per_image == 64  # of the run, not of the weights
     assert config.model.anchor_rounding == (family == "torchvision")
     assert config.data.to_dict() == before.data.to_dict()
@@ -69,14 +69,14 @@ def test_each_field_that_the_weights_bring_is_told(family):
 
     config = settings(init_part="backbone", model_depth=101)
     initial.adopt_preset(config, imported, lines.append)
-    assert config.model.depth == 18 and not config.model.anchor_rounding
+    assert config.model.depth == 10 and not config.model.anchor_rounding
 
 
 def test_a_run_that_goes_on_was_begun_by_an_older_version():
     config = settings(model_depth=101)
-    saved = {"model": {"depth": 18, "pixel_std": [1.0, 1.0, 1.0]}}
+    saved = {"model": {"depth": 10, "pixel_std": [1.0, 1.0, 1.0]}}
     initial.keep_preset(config, saved, lambda line: None)
-    assert config.model.depth == 18 and config.model.pixel_std == (1.0, 1.0, 1.0)
+    assert config.model.depth == 10 and config.model.pixel_std == (1.0, 1.0, 1.0)
     assert config.model.roi_pool == common.get_config().model.roi_pool
 
 
@@ -112,10 +112,10 @@ def test_a_run_starts_goes_on_and_is_exported(cache, tmp_path):
     argv = tiny_run.arguments(workdir, *fields, "eval.every=0", "train.num_steps=1")
     done = tiny_run.run(cache, argv)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{file}: detectron2 model, ResNet-18, 6 classes" in done.stdout
-    assert "config.model.depth: 34 -> 18, as the weights expect" in done.stdout
+    assert f"{file}: detectron2 model, ResNet-10, 6 classes" in done.stdout
+    assert "config.model.depth: 34 -> 10, as the weights expect" in done.stdout
     saved = json.loads((workdir / "config.json").read_text())["model"]
-    assert saved["depth"] == 18 and saved["norm"] == "frozen" and saved["box_fc_dim"] == 32
+    assert saved["depth"] == 10 and saved["norm"] == "frozen" and saved["box_fc_dim"] == 32
 
     file.unlink()
     argv = tiny_run.arguments(workdir, *fields, "eval.every=0", "train.num_steps=2")

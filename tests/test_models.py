@@ -58,7 +58,9 @@ def test_paths_of_the_large_configs():
     assert lsj["params/box_head/conv4/norm/scale"] == (256,)
 
 
-@pytest.mark.parametrize("depth, channels", [(18, 512), (34, 512), (50, 2048), (152, 2048)])
+@pytest.mark.parametrize(
+    "depth, channels", [(10, 512), (18, 512), (34, 512), (50, 2048), (152, 2048)]
+)
 def test_resnet_stages(depth, channels):
     net = ResNet(depth=depth, norm="group")
     out = jax.eval_shape(
@@ -101,7 +103,7 @@ def test_norms_are_their_definitions(norm):
 
 
 def test_batch_norm_of_frozen_stages_keeps_its_statistics():
-    net = ResNet(depth=18, width=8, norm="batch", freeze_at=2, remat=True)
+    net = ResNet(depth=10, width=8, norm="batch", freeze_at=2, remat=True)
     x = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
     variables = jax.jit(net.init, static_argnums=2)(jax.random.key(1), x, True)
     train = jax.jit(lambda v, x: net.apply(v, x, True, mutable=["batch_stats"]))

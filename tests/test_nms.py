@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from maskrcnn_jax.ops import nms as forms
 from maskrcnn_jax.ops.nms import nms
 
+pytestmark = pytest.mark.optimized
+
 SIZE, CASES = 24, 50  # boxes of a case, cases of an example
 THRESHOLDS = np.float32([0, 0.1, 0.25, 0.3, 1 / 3, 0.5, 0.6, 0.7, 0.9, 1])
 # What accelerators and CPUs do, the latter with several tiles to a case.

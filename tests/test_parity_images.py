@@ -4,8 +4,11 @@ import re
 
 import golden_sets
 import numpy as np
+import pytest
 
 from maskrcnn_jax import postprocess, preprocess
+
+pytestmark = pytest.mark.optimized
 
 # Also what lies under post/, which a test of its own looks at.
 PASTE_INPUTS = "masks|boxes|image_size|output_size|classes"

@@ -9,9 +9,12 @@ import golden_sets
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from maskrcnn_jax import losses
 from maskrcnn_jax.ops import boxes, masks
+
+pytestmark = pytest.mark.optimized
 
 UNIT, HEAD = (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)
 TORCHVISION_BETA = 1 / 9

@@ -25,6 +25,8 @@ from maskrcnn_jax.ops import crop_resize
 from maskrcnn_jax.weights import importer
 from maskrcnn_jax.weights.readers import Source
 
+pytestmark = pytest.mark.optimized
+
 MAPS = 1e-4  # of the map's standard deviation
 PROPOSALS, DETECTIONS = 0.99, 0.95  # share found again
 PROBABILITY = 1e-4

@@ -23,6 +23,8 @@ from maskrcnn_jax.settings import from_config
 from maskrcnn_jax.types import Proposals, Samples
 from maskrcnn_jax.weights.presets import PRESETS
 
+pytestmark = pytest.mark.optimized
+
 CLOSE = {"rtol": 0, "atol": 1e-5}
 STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (2.0, 1.0, 0.5)  # height / width in the order of Matterport's width / height

@@ -6,10 +6,13 @@ import golden_sets
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.ops import anchors, boxes, matching
 from maskrcnn_jax.ops.nms import nms
+
+pytestmark = pytest.mark.optimized
 
 RATIOS = (0.5, 1.0, 2.0)
 BOX_INPUTS = "src_boxes|dst_boxes|deltas|iou_boxes_[ab]|clip_image_size"

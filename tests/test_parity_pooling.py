@@ -8,10 +8,13 @@ import golden_sets
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from maskrcnn_jax.data.bitmaps import instance_bitmap
 from maskrcnn_jax.data.coco import CocoData, instance_mask
 from maskrcnn_jax.ops import masks, roi_align
+
+pytestmark = pytest.mark.optimized
 
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 LEVEL_EPS = {"detectron2": 0.0, "torchvision": 1e-6}

@@ -18,6 +18,8 @@ from pycocotools import mask as coco_mask
 from maskrcnn_jax import postprocess
 from maskrcnn_jax.weights import importer
 
+pytestmark = pytest.mark.optimized
+
 MAPS = 1e-4  # of the map's standard deviation
 BOXES = 0.003  # pixels
 SCORES = 1e-4

@@ -9,6 +9,8 @@ from jax.test_util import check_grads
 
 from maskrcnn_jax.ops import pooling, roi_align, roi_pool, roi_warp
 
+pytestmark = pytest.mark.optimized
+
 PYRAMID = {"p2": (24, 32), "p3": (12, 16), "p4": (6, 8)}
 
 

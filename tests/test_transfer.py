@@ -255,7 +255,7 @@ def test_a_runs_model_fields_are_adopted_and_kept(run):
     initial.adopt_preset(config, imported, lines.append)
     assert config.model.depth == 34
     assert config.model.rpn_nms_thresh == 0.5  # of the training, not of the weights
-    assert "config.model.depth: 18 -> 34, as the weights expect" in lines
+    assert "config.model.depth: 10 -> 34, as the weights expect" in lines
 
     again = settings(run)
     initial.keep_preset(again, config.to_dict(), lines.append)

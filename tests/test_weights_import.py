@@ -217,7 +217,8 @@ def test_imagenet_backbones(d2, d2_imported, tv):
 
 
 @pytest.mark.parametrize(
-    ("depth", "blocks", "groups", "width"), [(18, (2, 2, 2, 2), 1, 64), (34, (3, 4, 6, 3), 1, 64)]
+    ("depth", "blocks", "groups", "width"),
+    [(10, (1, 1, 1, 1), 1, 64), (18, (2, 2, 2, 2), 1, 64), (34, (3, 4, 6, 3), 1, 64)],
 )
 def test_basic_blocks(depth, blocks, groups, width):
     tensors = {"conv1.weight": np.ones((64, 3, 7, 7), np.float32)}
@@ -363,7 +364,7 @@ def test_layers_against_numpy(seed, inputs, outputs, side):
 def tiny_tensors(family):
     """A peer's tensors of the smallest model with all parts; some norms are not neutral."""
     heads = {"box_convs": 4, "box_fcs": 1, "rpn_convs": 2} if family == "torchvision" else {}
-    config = tiny_model.config(depth=18, norm="frozen", head_norm="none", mask_convs=2, **heads)
+    config = tiny_model.config(norm="frozen", head_norm="none", mask_convs=2, **heads)
     model = tiny_model.mask_rcnn.build(config.model, 3)
     names = {"names": list("abc"), "category_ids": [1, 2, 3]}
     spec = exporter.spec_for(family, config.model.to_dict(), names)

@@ -15,6 +15,7 @@ def config(**fields):
     """The shapes config's model group at a few channels; keyword arguments are model fields."""
     tree = shapes.get_config()
     m = tree.model
+    m.depth = 10
     m.width, m.fpn_channels, m.rpn_channels, m.mask_channels, m.box_fc_dim = 8, 16, 16, 16, 32
     m.rpn_pre_nms_topk_train = m.rpn_pre_nms_topk_test = 60
     m.rpn_post_nms_topk_train = m.rpn_post_nms_topk_test = 40

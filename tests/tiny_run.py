@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 MODEL = (
+    "model.depth=10",
     "model.width=8",
     "model.fpn_channels=16",
     "model.rpn_channels=16",

@@ -11,9 +11,7 @@ read.
 import collections
 import concurrent.futures
 import contextlib
-import hashlib
 import io
-import json
 import logging
 import os
 import shutil
@@ -30,12 +28,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from maskrcnn_jax.data import prepared
 from maskrcnn_jax.data.bitmaps import instance_bitmap
 from maskrcnn_jax.data.coco import CocoData, OnBad
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.preprocess import load_image
 
-_VERSION = "1.0.1"  # of the record layout; part of the content hash
 _SPLIT = "examples"
 _EXIF_ORIENTATION = 0x0112
 
@@ -100,9 +98,9 @@ def prepare(
     """
     if mask_side <= 0 or mask_side % 8:
         raise UserError(f"data.mask_side is {mask_side}; use a multiple of 8, such as 112")
-    root = Path(cache_dir).expanduser()
-    final = root / f"{data.annotations.stem}-{_content_hash(data, mask_side, on_bad_image)}"
+    final = prepared.folder(data, cache_dir, mask_side, on_bad_image)
     if not final.exists():
+        root = final.parent
         root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=root, prefix=".incomplete-"))
         try:
@@ -153,7 +151,7 @@ def download_coco_2017(
 class _CocoMasks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes examples that are given as an iterator, in that order."""
 
-    VERSION = tfds.core.Version(_VERSION)
+    VERSION = tfds.core.Version(prepared.VERSION)
 
     def __init__(self, examples: Iterator[dict], mask_side: int, keypoints: int, **kwargs: Any):
         self._examples = examples
@@ -343,14 +341,3 @@ def _map_ordered(function: Any, n: int) -> Iterator:
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _content_hash(data: CocoData, mask_side: int, on_bad: OnBad) -> str:
-    digest = hashlib.sha256(data.annotations.read_bytes())
-    for path in data.file_paths:
-        stat = os.stat(path)
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    keypoints = data.inst_keypoints.shape[1]
-    layout = [_VERSION, mask_side, on_bad, *([keypoints] if keypoints else [])]
-    digest.update(json.dumps(layout).encode())
-    return digest.hexdigest()[:16]

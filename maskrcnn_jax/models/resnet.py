@@ -1,4 +1,7 @@
-"""ResNet and ResNeXt: images in, C2..C5 out. Source: arXiv 1512.03385, 1611.05431."""
+"""ResNet and ResNeXt: images in, C2..C5 out.
+
+Source: arXiv 1512.03385, 1611.05431; ResNet-10, the least of them, 1612.01452.
+"""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,6 +11,7 @@ from jaxtyping import Array, Float
 from maskrcnn_jax.models.norm import ConvNorm
 
 STAGES = {
+    10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
@@ -17,7 +21,7 @@ STAGES = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, the first dilated, and the shortcut (ResNet-18 and -34)."""
+    """Two 3x3 convolutions, the first dilated, and the shortcut (ResNet-10, -18 and -34)."""
 
     features: int
     stride: int
