@@ -147,10 +147,10 @@ def test_sigterm_saves_and_leaves_and_changes_are_listed(cache, tmp_path):
 
     full = FULL_DISK_AT.format(step=8)
     # Without evaluations, whose own files would be the first not to be written.
-    argv = tiny_run.arguments(tmp_path, "optim.weight_decay=0.5", "eval.every=0")
+    argv = tiny_run.arguments(tmp_path, "data.flip=0.25", "eval.every=0")
     failed = tiny_run.run(cache, argv, full)
     assert "resuming at step 3 of 12" in failed.stdout
-    assert "config.optim.weight_decay: 0.01 -> 0.5" in failed.stdout
+    assert "config.data.flip: 0.5 -> 0.25" in failed.stdout
     assert failed.returncode == 2, failed.stderr
     assert "Traceback" not in failed.stderr
     assert re.search(r"could not be written .* the last good one is step 4", failed.stderr)
