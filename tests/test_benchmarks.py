@@ -22,6 +22,7 @@ from benchmarks import (
     race_data,
     run,
     stages,
+    start,
     timing,
     train_step,
 )
@@ -122,6 +123,11 @@ def test_peak_of_memory_is_a_processs_own():
         [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert 1 < float(child.stdout) < memory_mib("self", "VmHWM") / 4  # here JAX is loaded
+
+
+def test_a_run_that_never_starts_is_not_waited_for(capsys):
+    with pytest.raises(SystemExit, match=r"nowhere\.py"):
+        start.main(["--config", "nowhere.py", "--rounds", "1"])
 
 
 def test_evaluation_scenes_are_matched_in_part():
