@@ -73,7 +73,8 @@ def test_from_another_runs_weights_to_the_end(run, tmp_path):
     new = ", ".join(OURS[i] for i in (0, 2, 3, 5))
     assert re.search(rf"fresh .* 4 of 6 classes: {new}", told), told
     assert re.search(r"backbone/stem .* never: frozen", told)
-    assert re.search(r"backbone/res5 .* 0\.25 to 0\.5 .* step 3", told)
+    assert re.search(r"backbone/res5 .* 0\.5 .* step 3", told)
+    assert re.search(r"backbone/res3 .* 0\.125 .* step 3", told)
     assert re.search(r"box_head .* 1 .* step 1", told)
     assert told.count("compiled the training step") == 1  # one program for both stages
 
