@@ -4,7 +4,8 @@
 
 Starts main.py in new folders, waits for the first step's losses to be written, and ends it. The
 first time compiles, and prepares the data if no run has; the others find both. Prints the seconds
-of each from the start of Python on, and the median of the others.
+of each from the start of Python on, and the median of the others. JAX_COMPILATION_CACHE_DIR, which
+would be another cache, is to be unset.
 """
 
 import argparse

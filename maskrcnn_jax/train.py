@@ -103,9 +103,8 @@ class _Run:
         self.model = families.build(config.model, len(self.train_data.names))
         self.evaluator = Evaluator(self.model, self.val_data, config, self.mesh, self.log.say)
         self.window: list[dict[str, float]] = []  # metrics since the last line of the log
-        self._prepare_records(
-            only_new=True
-        )  # what is wrong there is told before the model is traced
+        # What is wrong with new data is told before the model is traced.
+        self._prepare_records(only_new=True)
         self.state = self._make_state()
         self.records = self._prepare_records()
         if jax.process_index() == 0:
@@ -195,7 +194,7 @@ class _Run:
         return self._resume(state) if self.start else state
 
     def _begin_compiling(self, state: TrainState) -> None:
-        """Of the first step, beside TensorFlow's import and the making of records.
+        """Of the usual canvas's step, beside TensorFlow's import and the opening of the records.
 
         state: a jax.ShapeDtypeStruct in place of each array.
         """
@@ -248,6 +247,7 @@ class _Run:
             )
 
     def _prepare_records(self, only_new: bool = False) -> Any:
+        """The records; or None, without TensorFlow, where only new ones are wanted and none are."""
         d, folder = self.config.data, cache_dir(self.config)
         what = self.train_data, folder, d.mask_side, d.on_bad_image
         if only_new and prepared.folder(*what).exists():
