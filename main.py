@@ -64,14 +64,15 @@ def _run(mode: str, config, workdir: Path) -> int:
     from maskrcnn_jax import runtime
 
     runtime.start(config.train.compile_cache, config.train.deterministic)
-    from maskrcnn_jax import evaluate, flight, train
+    from maskrcnn_jax import evaluate, flight, traces, train
 
+    kept = traces.beside_the_cache()
     if mode == "evaluate":
-        evaluate.evaluate_run(config, workdir)
+        evaluate.evaluate_run(config, workdir, kept)
     elif mode == "replay":
         flight.replay(config, workdir)
     else:
-        train.train_and_evaluate(config, workdir)
+        train.train_and_evaluate(config, workdir, kept)
     return 0
 
 

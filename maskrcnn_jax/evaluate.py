@@ -30,6 +30,7 @@ from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
 from maskrcnn_jax.models.families import build
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.traces import Traces
 from maskrcnn_jax.train_step import variable_shapes
 from maskrcnn_jax.types import Detections
 from maskrcnn_jax.views import View
@@ -69,11 +70,12 @@ class Evaluator:
         mesh: Mesh,
         say: Callable[[str], None],
         classes: dict[str, Any] | None = None,
+        traces: Traces | None = None,
     ):
         """config: the whole tree; its `data` (sizes) and `eval` groups are read.
 
         classes: the model's, {"names", "category_ids"}, where it has more than the data; detections
-        of the others do not count.
+        of the others do not count. traces: of earlier processes, told the model.
         """
         classes = classes or classes_of(data)
         self._names, self._category_ids = classes["names"], classes["category_ids"]
@@ -86,7 +88,7 @@ class Evaluator:
         devices = jax.device_count()
         batch_size = -(-config.eval.batch_size // devices) * devices
         self._batches = _plan(data.sizes, self._rule, self._sizes, batch_size)
-        self._detect = tta.make_detector(model, config, mesh, say)
+        self._detect = tta.make_detector(model, config, mesh, say, traces)
 
     def run(
         self, variables: dict[str, Any], folder: Path, log: RunLog, step: int, last: bool = True
@@ -354,8 +356,11 @@ def _canvas(hw: tuple[int, int], rule: str, size: tta.Size) -> tuple[int, int]:
     return own.canvas if own.fixed else preprocess.choose_canvas(own.image_hw, size.canvases)
 
 
-def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
-    """Evaluates init.checkpoint, or else the workdir's best or last checkpoint, on the val set."""
+def evaluate_run(config: Any, workdir: Path, traces: Traces | None = None) -> dict[str, float]:
+    """Evaluates init.checkpoint, or else the workdir's best or last checkpoint, on the val set.
+
+    traces: of earlier processes.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     log = RunLog(workdir, 0, 0, speaks=jax.process_index() == 0, records=False)
     mesh = runtime.make_mesh()
@@ -377,5 +382,6 @@ def evaluate_run(config: Any, workdir: Path) -> dict[str, float]:
     for name in variables:
         shapes = checkpoint.shapes_of(variables[name]), checkpoint.shapes_of(fresh[name])
         checkpoint.check_same(*shapes, where=str(path))
-    evaluator = Evaluator(model, data, config, mesh, log.say, classes)
+    kept = (traces or Traces()).about_model(config.model, len(classes["names"]))
+    evaluator = Evaluator(model, data, config, mesh, log.say, classes, kept)
     return evaluator.run(runtime.replicate(variables, mesh), workdir / "eval", log, meta["step"])

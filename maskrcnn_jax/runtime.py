@@ -1,5 +1,7 @@
 """The machine: devices, mesh, hosts, compilation cache, and what compiled programs will need."""
 
+import contextlib
+import ctypes
 import functools
 import gc
 import os
@@ -18,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.traces import Traces
 
 # YNNPACK takes three times as long as Eigen for the gradient of a 3x3 kernel; only single matrix
 # products are left to it (benchmarks/NOTES.md).
@@ -90,6 +93,16 @@ def in_background(call: Callable[[], Any]) -> Future:
 
     threading.Thread(target=work, daemon=True).start()
     return future
+
+
+def return_memory() -> None:
+    """Gives back to the system what glibc holds of freed memory; does nothing without glibc.
+
+    It holds some for each thread. After evaluations and checkpoints, which pass through many, that
+    grows for hundreds of steps.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe_devices() -> list[str]:
@@ -197,9 +210,15 @@ def compiler_options() -> dict[str, str]:
 class Programs:
     """Compiles a jitted function once per canvas, ahead of its first use, and says so."""
 
-    def __init__(self, jitted: Callable, name: str, say: Callable[[str], None]):
-        """jitted: result of jax.jit. name: for the log. say: prints a line."""
+    def __init__(
+        self, jitted: Callable, name: str, say: Callable[[str], None], traces: Traces | None = None
+    ):
+        """jitted: result of jax.jit. name: for the log. say: prints a line.
+
+        traces: of earlier processes, told all that `jitted` is made of.
+        """
         self._jitted, self._name, self._say = jitted, name, say
+        self._traces = traces or Traces()
         self._compiled: dict[tuple[int, int], Any] = {}
         self._begun: dict[tuple[int, int], Future] = {}
 
@@ -215,7 +234,7 @@ class Programs:
         args: arrays or jax.ShapeDtypeStruct with shardings, like the arguments of the calls.
         """
         started = time.perf_counter()
-        lowered, options = self._jitted.lower(*args), compiler_options()
+        lowered, options = self._traces.lower(self._name, self._jitted, *args), compiler_options()
 
         def compiled() -> tuple[Any, float, str]:
             program = lowered.compile(options)

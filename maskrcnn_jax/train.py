@@ -22,6 +22,7 @@ from maskrcnn_jax.evaluate import Evaluator, Pending
 from maskrcnn_jax.logs import RunLog, StepClock
 from maskrcnn_jax.models import families
 from maskrcnn_jax.optimizer import make_optimizer
+from maskrcnn_jax.traces import Traces
 from maskrcnn_jax.train_step import COUNTS, Initializer, TrainState, init_state, make_train_step
 from maskrcnn_jax.types import Batch
 
@@ -66,13 +67,16 @@ FIXED = (
 )
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: Path, traces: Traces | None = None
+) -> dict[str, float]:
     """Trains to train.num_steps, or goes on from the workdir's last checkpoint; then evaluates.
 
+    traces: of earlier processes; by default all is traced.
     Returns the last metrics ("bbox/AP", ...). Raises UserError for what the user can mend, and
     Stopped when the run ended early: Interrupted on SIGTERM, itself on a loss that is not finite.
     """
-    run = _Run(config, workdir)
+    run = _Run(config, workdir, traces or Traces())
     try:
         return run.go()
     finally:
@@ -82,7 +86,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
 class _Run:
     """One call of train_and_evaluate; its methods stand in the order in which they are called."""
 
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path, traces: Traces):
         self.config, self.workdir = config, workdir
         runtime.check_batch("train.batch_size", config.train.batch_size, config.train.accumulate)
         if config.data.albumentations:
@@ -100,8 +104,12 @@ class _Run:
             self.log.say(line)
         self.imported = self._adopt_preset()
         self.mesh = runtime.make_mesh()
-        self.model = families.build(config.model, len(self.train_data.names))
-        self.evaluator = Evaluator(self.model, self.val_data, config, self.mesh, self.log.say)
+        number = len(self.train_data.names)
+        self.model = families.build(config.model, number)
+        self.traces = traces.about_model(config.model, number)
+        self.evaluator = Evaluator(
+            self.model, self.val_data, config, self.mesh, self.log.say, traces=self.traces
+        )
         self.window: list[dict[str, float]] = []  # metrics since the last line of the log
         # What is wrong with new data is told before the model is traced.
         self._prepare_records(only_new=True)
@@ -155,7 +163,7 @@ class _Run:
         t, o = config.train, config.optim
         if self.start:
             self._check_resumable()
-        initializer = Initializer(self.model, t.seed)
+        initializer = Initializer(self.model, t.seed, self.traces)
         shapes, values = initializer.shapes, runtime.in_background(initializer)
         if config.init.checkpoint and not self.start:
             start = self.imported, say, self.log.table
@@ -181,7 +189,8 @@ class _Run:
             accumulate=t.accumulate,
             ema_decay=o.ema_decay,
         )
-        self.programs = runtime.Programs(step, "training step", say)
+        kept = self.traces.about(o.to_dict(), t.num_steps, t.batch_size, t.accumulate)
+        self.programs = runtime.Programs(step, "training step", say, kept)
 
         def state_of(variables: dict[str, Any]) -> TrainState:
             return init_state(variables, tx, o.ema_decay, t.seed)
@@ -412,6 +421,7 @@ class _Run:
             self.found = self.evaluator.finish(pending, self.log, last=done == t.num_steps)
             if done:
                 self.store.rate(done, self.found[t.best_metric])
+            runtime.return_memory()
         # After the score: without this line, a run that goes on evaluates once more.
         if not self._is_evaluated(done):
             self.log.metrics(done, self.found)

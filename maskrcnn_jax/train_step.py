@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from maskrcnn_jax.models.families import forward_train
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.ops.platform import platform
+from maskrcnn_jax.traces import Traces
 from maskrcnn_jax.types import Array, Batch
 
 # Counts that a log line sums over its window; all others it averages.
@@ -36,18 +38,21 @@ class Initializer:
     `shapes` of jax.ShapeDtypeStruct are known at once; the call computes the values, in any thread.
     """
 
-    def __init__(self, model: MaskRCNN, seed: int):
-        """seed: of the random key."""
-        # It runs once: what XLA's CPU compiler takes to make it fast is many times what it saves.
-        quick = {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
-        init = jax.jit(_without_pooling(model).init, compiler_options=quick)
-        self._args = (jax.random.key(seed), *_example())
-        self._lowered = init.lower(*self._args)
-        self.shapes = _collections(self._lowered.out_info)
+    def __init__(self, model: MaskRCNN, seed: int, traces: Traces | None = None):
+        """seed: of the random key, modulo 2**32. traces: of earlier processes, told the model."""
+
+        def variables(seed: Array) -> dict[str, Any]:
+            return _collections(_without_pooling(model).init(jax.random.key(seed), *_example()))
+
+        self._seed = np.uint32(seed % 2**32)
+        self._lowered = (traces or Traces()).lower("variables", jax.jit(variables), self._seed)
+        self.shapes = self._lowered.out_info
 
     def __call__(self) -> dict[str, Any]:
         """Compiles and computes."""
-        return _collections(self._lowered.compile()(*self._args))
+        # It runs once: what XLA's CPU compiler takes to make it fast is many times what it saves.
+        quick = {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
+        return self._lowered.compile(quick)(self._seed)
 
 
 def init_variables(model: MaskRCNN, seed: int) -> dict[str, Any]:

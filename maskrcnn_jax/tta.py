@@ -24,6 +24,7 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.families import forward_boxes, forward_predict
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, forward_masks, per_device
 from maskrcnn_jax.settings import mask_size
+from maskrcnn_jax.traces import Traces
 from maskrcnn_jax.types import Detections
 from maskrcnn_jax.views import View
 
@@ -50,28 +51,32 @@ def sizes(config: Any) -> tuple[Size, ...]:
     return tuple(Size(short, e.tta_long, _canvases(short, e.tta_long)) for short in e.tta_short)
 
 
-def make_detector(model: MaskRCNN, config: Any, mesh: Mesh, say: Say) -> Detector:
+def make_detector(
+    model: MaskRCNN, config: Any, mesh: Mesh, say: Say, traces: Traces | None = None
+) -> Detector:
     """What finds the objects of a batch, sharded over the mesh, by the config's `eval` group.
 
     The detector takes variables and the batch at each of `sizes`; it returns Detections in pixels
-    of the first one's canvas. say: gets a line for each program that is compiled.
+    of the first one's canvas. say: gets a line for each program that is compiled. traces: of
+    earlier processes, told the model.
 
     Raises UserError where a model with keypoints is to be augmented.
     """
     if not config.eval.tta_short:
-        return _Plain(model, mesh, say)
+        return _Plain(model, mesh, say, traces or Traces())
     if model.settings.keypoints:
         raise UserError(config_rules_tta.no_keypoints(model.settings.keypoints))
-    return _Augmented(model, len(config.eval.tta_short), config.eval.tta_flip, mesh, say)
+    number, flips = len(config.eval.tta_short), config.eval.tta_flip
+    return _Augmented(model, number, flips, mesh, say, traces or Traces())
 
 
 class _Plain:
-    def __init__(self, model: MaskRCNN, mesh: Mesh, say: Say):
+    def __init__(self, model: MaskRCNN, mesh: Mesh, say: Say, traces: Traces):
         step = jax.jit(
             lambda v, view: forward_predict(model, v, *view, mesh),
             out_shardings=NamedSharding(mesh, P("data")),
         )
-        self._programs = runtime.Programs(step, "prediction", say)
+        self._programs = runtime.Programs(step, "prediction", say, traces)
 
     def __call__(self, variables: dict[str, Any], seen: Sequence[View]) -> Detections:
         (view,) = seen
@@ -79,13 +84,22 @@ class _Plain:
 
 
 class _Augmented:
-    def __init__(self, model: MaskRCNN, num_sizes: int, flips: bool, mesh: Mesh, say: Say):
+    def __init__(
+        self,
+        model: MaskRCNN,
+        num_sizes: int,
+        flips: bool,
+        mesh: Mesh,
+        say: Say,
+        traces: Traces,
+    ):
         jit = partial(jax.jit, out_shardings=NamedSharding(mesh, P("data")))
         self._flags = runtime.replicate([False, True][: 1 + flips], mesh)
         num_views = num_sizes * len(self._flags)
+        traces = traces.about(num_views)
         find, add = partial(find_boxes, model, mesh), partial(add_masks, model, mesh, num_views)
-        self._boxes = runtime.Programs(jit(find), "prediction of boxes", say)
-        self._masks = runtime.Programs(jit(add), "prediction of masks", say)
+        self._boxes = runtime.Programs(jit(find), "prediction of boxes", say, traces)
+        self._masks = runtime.Programs(jit(add), "prediction of masks", say, traces)
         self._merge = jit(partial(merge, model, mesh))
         self._has_masks = model.mask_head is not None
 

@@ -38,6 +38,7 @@ FLOORS = {
     "flight": 3,
     "logs": 3,
     "runtime": 3,
+    "traces": 3,
     "results": 3,
     "datasets": 3,
     "own_data": 3,
