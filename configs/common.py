@@ -213,7 +213,8 @@ def get_config() -> ml_collections.ConfigDict:
     # while an evaluation's precision is computed.
     t.early_stop = 0
     t.deterministic = False  # GPU: deterministic kernels, slower
-    t.compile_cache = ""  # "": ~/.cache/maskrcnn_jax/jax; "none": no cache
+    # Folder of compiled and traced programs; "": ~/.cache/maskrcnn_jax/jax; "none": none are kept.
+    t.compile_cache = ""
 
     c.eval = e = ml_collections.ConfigDict()
     e.every = 0  # steps between evaluations during training; 0: only at the end

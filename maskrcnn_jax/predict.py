@@ -26,6 +26,7 @@ from maskrcnn_jax.canvases import CanvasPlan
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.families import build, forward_predict
 from maskrcnn_jax.prediction import Prediction
+from maskrcnn_jax.traces import Traces
 from maskrcnn_jax.types import Detections
 from maskrcnn_jax.weights import importer
 from maskrcnn_jax.weights.presets import PRESETS
@@ -71,6 +72,7 @@ def load(
     canvases: str = "exact",
     max_programs: int = 8,
     say: Say | None = None,
+    traces: Traces | None = None,
 ) -> "Predictor":
     """Reads weights and returns the predictor that they make.
 
@@ -87,6 +89,7 @@ def load(
       max_programs: at most so many canvas sizes are compiled, each takes time once.
       say: gets lines for the log, of each compilation for example; by default the logger
         "maskrcnn_jax".
+      traces: of earlier processes; by default all is traced.
 
     Raises:
       UserError: no weights there, of another architecture than their config, or wrong arguments.
@@ -101,7 +104,8 @@ def load(
             )
         weights = weights._replace(names=tuple(class_names))
     runtime.use_compile_cache("")
-    return Predictor(weights, score_thresh, batch_size, canvases, max_programs, say)
+    chosen = weights, score_thresh, batch_size, canvases, max_programs
+    return Predictor(*chosen, say, traces or Traces())
 
 
 class Predictor:
@@ -115,6 +119,7 @@ class Predictor:
         canvases: str,
         max_programs: int,
         say: Say,
+        traces: Traces,
     ):
         """Arguments as of `load`."""
         self.config, self.names, self.category_ids, self.origin = weights[1:]
@@ -136,7 +141,8 @@ class Predictor:
         _check_shapes(weights.variables, model)
         self._variables = jax.device_put(weights.variables)
         step = jax.jit(lambda v, images, hw, window: forward_predict(model, v, images, hw, window))
-        self._programs = runtime.Programs(step, "prediction", say)
+        traces = traces.about("one device").about_model(model_config, len(self.names))
+        self._programs = runtime.Programs(step, "prediction", say, traces)
         self._tells_of_caps = True
 
     @property

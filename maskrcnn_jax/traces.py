@@ -6,8 +6,8 @@ lowering gives, StableHLO (`jax.export`), under a name made of all that it came 
 that the caller tells, the arguments' shapes and places, the source of every module but the
 installed libraries, the versions and settings of JAX, the kind and number of the devices.
 
-What a process has changed by hand, in a notebook or by a patch, has no source to tell it by. So
-nothing is kept unless a command asks for it that runs this package alone, as main.py does.
+What somebody changed by hand, in a notebook or by a patch in a test, has no source to tell it by.
+So nothing is kept but for commands, which run this package alone: main.py, `maskrcnn`.
 """
 
 import dataclasses
@@ -97,10 +97,12 @@ class Traces:
 def beside_the_cache() -> Traces:
     """Those in the folder of JAX's compilation cache; none where it is off or no local folder.
 
-    Nor where several hosts take part, which would have to find the same.
+    Nor where several hosts take part, which would have to find the same, or where the program that
+    runs is no file, as with `python -c` and in notebooks.
     """
     folder = jax.config.jax_compilation_cache_dir
-    if not folder or "://" in folder or jax.process_count() > 1:
+    is_file = hasattr(sys.modules["__main__"], "__file__")
+    if not folder or "://" in folder or jax.process_count() > 1 or not is_file:
         return Traces()
     return Traces(Path(folder) / "traces")
 

@@ -19,6 +19,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from maskrcnn_jax import traces  # noqa: E402
+
 ROOT = Path(__file__).parents[1]
 
 # By update, because a plugin may have imported JAX, which reads its environment only then.
@@ -56,6 +58,14 @@ def optimization(request):
     yield
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_kept():
+    """Commands that tests call trace anew: a test may have patched what is traced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traces, "beside_the_cache", traces.Traces)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -255,7 +255,7 @@ def test_two_hosts_agree_with_one(cache, tmp_path):
         port = probe.getsockname()[1]
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-c", tiny_run.driver(), *tiny_run.arguments(together, every_step)],
+            [sys.executable, "main.py", *tiny_run.arguments(together, every_step)],
             env=tiny_run.environment(
                 cache,
                 JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",

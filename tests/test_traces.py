@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from configs import common
-from maskrcnn_jax import runtime, traces
-from maskrcnn_jax.traces import Traces
+from maskrcnn_jax import runtime
+from maskrcnn_jax.traces import Traces, beside_the_cache
 
 
 class State(NamedTuple):
@@ -162,11 +162,14 @@ def test_a_mistake_in_the_function_is_raised_as_it_is(tmp_path):
         Traces(tmp_path).lower("x", jax.jit(lambda x: x + jnp.ones(4)), jnp.ones(3))
 
 
-def test_they_lie_beside_the_compilation_cache(tmp_path):
+def test_they_lie_beside_the_compilation_cache_of_a_program_with_a_source(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     try:
         for folder, found in ((str(tmp_path), tmp_path / "traces"), (None, None), ("gs://a", None)):
             jax.config.update("jax_compilation_cache_dir", folder)
-            assert traces.beside_the_cache()._folder == found
+            assert beside_the_cache()._folder == found
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        monkeypatch.delattr(sys.modules["__main__"], "__file__")
+        assert beside_the_cache()._folder is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

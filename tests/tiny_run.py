@@ -74,8 +74,10 @@ def run(
     cache: Path, argv: list[str], before: str = "", **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs main.py. before: Python lines that run first, to plant a fault."""
+    # What runs by -c keeps no traced programs, which a fault may have changed.
+    program = ["-c", driver(before)] if before else ["main.py"]
     return subprocess.run(
-        [sys.executable, "-c", driver(before), *argv],
+        [sys.executable, *program, *argv],
         env=environment(cache, **extra),
         cwd=ROOT,
         text=True,
@@ -85,7 +87,7 @@ def run(
     )
 
 
-def driver(before: str = "") -> str:
+def driver(before: str) -> str:
     """The program that calls main.main after the lines `before`."""
     return f"import sys\nsys.path.insert(0, '.')\n{before}\nimport main\nmain.leave(main.main())\n"
 

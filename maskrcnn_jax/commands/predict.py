@@ -39,12 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts; 1 if not a single picture could be read."""
-    from maskrcnn_jax import files, predict, predict_folder
+    from maskrcnn_jax import files, predict, predict_folder, runtime, traces
     from maskrcnn_jax.logs import ProgressBar
 
     pictures = files.find_images(args.images, leave_out=args.output)
     names = files.read_lines(args.classes) if args.classes else None
     ids = files.read_image_ids(args.annotations) if args.annotations else None
+    runtime.use_compile_cache("")
     with ProgressBar("pictures") as bar:
         predictor = predict.load(
             args.weights,
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             max_programs=args.max_programs,
             say=bar.say,
+            traces=traces.beside_the_cache(),
         )
         report = predict_folder.predict_folder(
             predictor,
