@@ -126,6 +126,7 @@ def _run_file(path: Path) -> ConfigDict:
             raise UserError(f"{path}: a config is a .py file with get_config(), or a config.json")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        sys.modules[spec.name] = module  # one of the sources that `traces` looks at
         config = module.get_config()
     except UserError:
         raise

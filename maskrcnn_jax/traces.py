@@ -64,8 +64,8 @@ class Traces:
         """For functions of the model that `families.build` makes. model: the config's group."""
         return self.about(model.to_dict(), num_classes)
 
-    def lower(self, name: str, jitted: Any, *args: Any) -> jax.stages.Lowered:
-        """`jitted.lower(*args)`, which may come from an earlier process.
+    def lower(self, name: str, jitted: Any, *args: Any) -> Any:
+        """`jitted.lower(*args)`, a jax.stages.Lowered, which may come from an earlier process.
 
         name: of the function. args: arrays or jax.ShapeDtypeStruct.
         """

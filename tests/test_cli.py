@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from tiny_checkpoint import photo
 
 import maskrcnn_jax
-from maskrcnn_jax import checkpoint, cli, files, preprocess
+from maskrcnn_jax import checkpoint, cli, files, preprocess, traces
 from maskrcnn_jax.errors import UserError
 
 
@@ -92,6 +92,20 @@ def test_a_folder_of_pictures(found, workdir, photos):
             assert pixels.dtype == np.uint8 and set(np.unique(pixels)) <= {0, 255}
             np.testing.assert_array_equal(pixels == 255, mask)
             assert path.stem[4:] == name.replace(" ", "_").replace("/", "_")
+
+
+def test_what_an_earlier_command_has_traced_predicts_the_same(
+    found, workdir, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(traces, "beside_the_cache", lambda: traces.Traces(tmp_path / "traces"))
+    before = None
+    for name in ("first", "second"):
+        argv = ["predict", "--weights", workdir, photos, "--output", tmp_path / name]
+        assert cli.main([str(a) for a in argv]) == 0
+        kept = [path.stat().st_mtime_ns for path in (tmp_path / "traces").iterdir()]
+        assert len(kept) == 1 and kept == (before or kept)
+        before = kept
+        assert read(tmp_path / name / "results.json") == read(found / "results.json")
 
 
 def test_results_are_read_by_pycocotools(found):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from configs import common
-from maskrcnn_jax import runtime
+from maskrcnn_jax import config, runtime
 from maskrcnn_jax.traces import Traces, beside_the_cache
 
 
@@ -104,6 +104,17 @@ def test_a_models_fields_and_its_classes_count(tmp_path):
         model[field] = (*value, 1.0) if isinstance(value, tuple) else f"{value}1"
         assert Traces(tmp_path).about_model(model, 3)._digest("x", ()) != digest, field
         model[field] = value
+
+
+def test_a_config_is_a_source(tmp_path, monkeypatch):
+    path = tmp_path / "configs" / "mine.py"
+    path.parent.mkdir()
+    monkeypatch.delitem(sys.modules, "_config_mine", raising=False)
+    for text, times in (("", 1), ("", 0), ("# other values\n", 1)):
+        path.write_text(f"from configs import common\n{text}get_config = common.get_config\n")
+        config.load(path, schema=common.get_config())
+        assert sum_of(tmp_path / "kept") == times
+    del sys.modules["_config_mine"]
 
 
 def test_settings_of_jax_count(tmp_path):

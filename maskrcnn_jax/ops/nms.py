@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from maskrcnn_jax.ops.boxes import pairwise_iou
 from maskrcnn_jax.ops.platform import by_platform
 
-_TILE = 256
+_TILE = 16  # the fastest of 8 to 256 (benchmarks/NOTES.md)
 
 
 def nms(
