@@ -10,6 +10,7 @@ What somebody changed by hand, in a notebook or by a patch in a test, has no sou
 So nothing is kept but for commands, which run this package alone: main.py, `maskrcnn`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -76,9 +77,10 @@ class Traces:
         if kept is None:
             try:
                 kept = _export(jitted, args)
-            except Exception:  # JAX tells what it cannot export in many ways
+                data = zlib.compress(pickle.dumps(tuple(kept)), 1)
+            except Exception:  # what cannot be exported is told in many ways
                 return jitted.lower(*args)
-            _write(path, kept)
+            _write(path, data)
         return _lower(name, kept, args)
 
     def _digest(self, name: str, args: tuple) -> str:
@@ -118,8 +120,8 @@ def _sources() -> list[str]:
 
 
 def _export(jitted: Any, args: tuple) -> _Kept:
-    lowered = jitted.trace(*args)
-    donated = [all(x.donated for x in jax.tree.leaves(i)) for i in lowered.args_info[0]]
+    traced = jitted.trace(*args)
+    donated = [all(x.donated for x in jax.tree.leaves(i)) for i in traced.args_info[0]]
     exported = export.export(jitted)(*args)
     # Serialised trees of other classes than these would have to be registered first.
     flat = dataclasses.replace(
@@ -156,10 +158,9 @@ def _read(path: Path) -> _Kept | None:
         return None
 
 
-def _write(path: Path, kept: _Kept) -> None:
-    try:
+def _write(path: Path, data: bytes) -> None:
+    # Where the disk is full, the next process traces again.
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_bytes(zlib.compress(pickle.dumps(tuple(kept)), 1))
-    except OSError:  # a full disk; the next process traces again
-        pass
+            temporary.write_bytes(data)

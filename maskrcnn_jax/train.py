@@ -111,13 +111,11 @@ class _Run:
             self.model, self.val_data, config, self.mesh, self.log.say, traces=self.traces
         )
         self.window: list[dict[str, float]] = []  # metrics since the last line of the log
-        # What is wrong with new data is told before the model is traced.
-        self._prepare_records(only_new=True)
+        folder = self._prepare_records()  # what is wrong with them is told before any long work
         self.state = self._make_state()
-        self.records = self._prepare_records()
         if jax.process_index() == 0:
             config_lib.save(config, workdir / "config.json")
-        self.batches = self._open_data()
+        self.batches = self._open_data(folder)
         self.recent: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=LAG + 1)
         self.unread: collections.deque[tuple[int, dict]] = collections.deque()
         self.clock = StepClock()
@@ -153,6 +151,18 @@ class _Run:
         for warning in warnings:
             if warning not in before:
                 self.log.say(f"WARNING: {warning}")
+
+    def _prepare_records(self) -> Path:
+        """The folder of the records, which are made unless an earlier run has made them."""
+        d = self.config.data
+        what = self.train_data, cache_dir(self.config), d.mask_side, d.on_bad_image
+        folder = prepared.folder(*what)
+        if not folder.exists():
+            # TensorFlow is imported where it is needed: evaluation does without it.
+            from maskrcnn_jax.data import builder
+
+            builder.prepare(*what)
+        return folder
 
     def _make_state(self) -> TrainState:
         """The state before the first step of this call: random, of other weights, or resumed.
@@ -255,20 +265,11 @@ class _Run:
                 + "; set the old value again, or take another workdir"
             )
 
-    def _prepare_records(self, only_new: bool = False) -> Any:
-        """The records; or None, without TensorFlow, where only new ones are wanted and none are."""
-        d, folder = self.config.data, cache_dir(self.config)
-        what = self.train_data, folder, d.mask_side, d.on_bad_image
-        if only_new and prepared.folder(*what).exists():
-            return None
-        # Here TensorFlow is imported, and not before: evaluation does without it.
-        from maskrcnn_jax.data import builder
+    def _open_data(self, folder: Path) -> Iterator[Batch]:
+        """The batches that are still to come, of the records in `folder`."""
+        from maskrcnn_jax.data import builder, keypoints, pipeline
 
-        return builder.prepare(*what)
-
-    def _open_data(self) -> Iterator[Batch]:
-        from maskrcnn_jax.data import keypoints, pipeline
-
+        self.records = builder.Records(folder)
         t, d = self.config.train, self.config.data
         number, names = self.config.model.keypoints, self.train_data.keypoint_names
         order = keypoints.flip_order(names, d.keypoint_flip, number, mirrors=_mirrors(d))

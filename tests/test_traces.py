@@ -168,6 +168,15 @@ def test_what_cannot_be_exported_is_lowered_all_the_same(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_results_that_cannot_be_written_down_are_lowered_all_the_same(tmp_path):
+    class Local(NamedTuple):  # pickle finds no such class
+        x: jax.Array
+
+    lowered = Traces(tmp_path).lower("local", jax.jit(lambda x: Local(x + 1)), jnp.ones(3))
+    assert lowered.compile()(jnp.ones(3)).x[0] == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_mistake_in_the_function_is_raised_as_it_is(tmp_path):
     with pytest.raises(TypeError, match="incompatible shapes"):
         Traces(tmp_path).lower("x", jax.jit(lambda x: x + jnp.ones(4)), jnp.ones(3))
