@@ -70,7 +70,7 @@ def _run(mode: str, config, workdir: Path) -> int:
     if mode == "evaluate":
         evaluate.evaluate_run(config, workdir, kept)
     elif mode == "replay":
-        flight.replay(config, workdir)
+        flight.replay(config, workdir, kept)
     else:
         train.train_and_evaluate(config, workdir, kept)
     return 0

@@ -14,8 +14,8 @@ from maskrcnn_jax import runtime
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.logs import write_atomic
 from maskrcnn_jax.models import families
-from maskrcnn_jax.optimizer import make_optimizer
-from maskrcnn_jax.train_step import TrainState, init_state, init_variables, make_train_step
+from maskrcnn_jax.traces import Traces
+from maskrcnn_jax.train_step import Initializer, TrainState, init_state, make_programs
 from maskrcnn_jax.types import Batch
 
 
@@ -62,28 +62,22 @@ def _without_empty(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
 
 
-def replay(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Takes the step again that a flight record holds, and returns its metrics."""
+def replay(config: ConfigDict, workdir: Path, traces: Traces | None = None) -> dict[str, float]:
+    """Takes the step again that a flight record holds, and returns its metrics.
+
+    traces: of earlier processes.
+    """
     report = read_report(workdir / "flight")
     mesh = runtime.make_mesh()
-    model = families.build(config.model, len(report["classes"]["names"]))
-    t, o = config.train, config.optim
-    variables = init_variables(model, t.seed)
-    tx, schedule, trained = make_optimizer(
-        variables["params"], o, config.model.freeze_at, t.num_steps, t.batch_size
-    )
-    state = runtime.replicate(init_state(variables, tx, o.ema_decay, t.seed), mesh)
+    number, seed = len(report["classes"]["names"]), config.train.seed
+    model = families.build(config.model, number)
+    kept = (traces or Traces()).about_model(config.model, number)
+    variables = Initializer(model, seed, kept)()
+    programs, tx = make_programs(config, model, variables["params"], mesh, print, kept)
+    state = runtime.replicate(init_state(variables, tx, config.optim.ema_decay, seed), mesh)
     state, batch = load(workdir / "flight", state)
-    step = make_train_step(
-        model,
-        tx,
-        schedule,
-        trained,
-        mesh,
-        accumulate=t.accumulate,
-        ema_decay=o.ema_decay,
-    )
-    _, metrics = step(state, runtime.shard_batch(batch, mesh))
+    placed = runtime.shard_batch(batch, mesh)
+    _, metrics = programs.get(batch.images.shape[1:3], state, placed)(state, placed)
     values = {k: float(v) for k, v in jax.device_get(metrics).items() if k != "bad_step"}
     for name, value in values.items():
         print(f"{name}: {value!r} now, {report['losses'][name]!r} then")

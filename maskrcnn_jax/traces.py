@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import site
 import sys
@@ -111,12 +112,13 @@ def beside_the_cache() -> Traces:
 
 def _sources() -> list[str]:
     """Digests of this package's files and of all loaded ones that are not installed libraries."""
-    libraries = {sysconfig.get_path(k) for k in ("stdlib", "platstdlib", "purelib", "platlib")}
-    libraries |= {site.getusersitepackages()}
+    names = "stdlib", "platstdlib", "purelib", "platlib"
+    folders = (*map(sysconfig.get_path, names), site.getusersitepackages())
+    libraries = tuple(f"{folder}{os.sep}" for folder in folders)
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    own = {f for f in loaded if f and not any(Path(f).is_relative_to(p) for p in libraries)}
-    own |= {str(path) for path in Path(__file__).parent.rglob("*.py")}
-    return sorted(hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in own if Path(f).exists())
+    own = {Path(file) for file in loaded if file and not file.startswith(libraries)}
+    own |= set(Path(__file__).parent.rglob("*.py"))
+    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in own if path.exists())
 
 
 def _export(jitted: Any, args: tuple) -> _Kept:

@@ -21,9 +21,8 @@ from maskrcnn_jax.errors import Interrupted, Stopped, UserError
 from maskrcnn_jax.evaluate import Evaluator, Pending
 from maskrcnn_jax.logs import RunLog, StepClock
 from maskrcnn_jax.models import families
-from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.traces import Traces
-from maskrcnn_jax.train_step import COUNTS, Initializer, TrainState, init_state, make_train_step
+from maskrcnn_jax.train_step import COUNTS, Initializer, TrainState, init_state, make_programs
 from maskrcnn_jax.types import Batch
 
 # Metrics are read this many steps late, so that the device never waits for the host.
@@ -187,20 +186,11 @@ class _Run:
             f"learning rate {o.base_lr * t.batch_size / o.base_batch:g} = base_lr {o.base_lr:g} "
             f"x batch {t.batch_size} / base_batch {o.base_batch}"
         )
-        chosen = shapes["params"], o, config.model.freeze_at, t.num_steps
-        tx, schedule, trained = make_optimizer(*chosen, t.batch_size)
-        self.log.table("what is trained", parameter_table.HEADER, parameter_table.describe(*chosen))
-        step = make_train_step(
-            self.model,
-            tx,
-            schedule,
-            trained,
-            self.mesh,
-            accumulate=t.accumulate,
-            ema_decay=o.ema_decay,
+        self.programs, tx = make_programs(
+            config, self.model, shapes["params"], self.mesh, say, self.traces
         )
-        kept = self.traces.about(o.to_dict(), t.num_steps, t.batch_size, t.accumulate)
-        self.programs = runtime.Programs(step, "training step", say, kept)
+        rows = parameter_table.describe(shapes["params"], o, config.model.freeze_at, t.num_steps)
+        self.log.table("what is trained", parameter_table.HEADER, rows)
 
         def state_of(variables: dict[str, Any]) -> TrainState:
             return init_state(variables, tx, o.ema_decay, t.seed)

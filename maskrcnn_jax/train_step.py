@@ -10,9 +10,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maskrcnn_jax import runtime
 from maskrcnn_jax.models.families import forward_train
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.ops.platform import platform
+from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.traces import Traces
 from maskrcnn_jax.types import Array, Batch
 
@@ -103,6 +105,30 @@ def init_state(
         ema=ema,
         opt_state=opt_state,
     )
+
+
+def make_programs(
+    config: Any,
+    model: MaskRCNN,
+    params: Any,
+    mesh: Mesh,
+    say: Callable[[str], None],
+    traces: Traces,
+) -> tuple[runtime.Programs, optax.GradientTransformation]:
+    """The training step that a config asks for, for each canvas; and its optimizer.
+
+    params: parameters, or jax.ShapeDtypeStruct. traces: of earlier processes, told the model.
+    """
+    t, o = config.train, config.optim
+    # All that the step is made of beside the model; it is what tells one kept trace from another.
+    made_of = o.to_dict(), t.num_steps, t.batch_size, t.accumulate
+    tx, schedule, trained = make_optimizer(
+        params, o, config.model.freeze_at, t.num_steps, t.batch_size
+    )
+    step = make_train_step(
+        model, tx, schedule, trained, mesh, accumulate=t.accumulate, ema_decay=o.ema_decay
+    )
+    return runtime.Programs(step, "training step", say, traces.about(*made_of)), tx
 
 
 def make_train_step(

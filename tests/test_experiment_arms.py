@@ -69,11 +69,10 @@ def results(tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("arms")
     cache = jax.config.jax_compilation_cache_dir
     keep = {"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     program = [sys.executable, experiment_arms.__file__, str(folder), *plan.table_names()]
     done = subprocess.run(
         program,
-        env=tiny_run.environment(folder / "cache", XLA_FLAGS=flags, **keep),
+        env=tiny_run.environment(folder / "cache", **keep),
         text=True,
         capture_output=True,
         check=False,

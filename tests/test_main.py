@@ -50,6 +50,19 @@ def _save(self, step, **kwargs):
 ocp.CheckpointManager.save = _save
 """
 
+# Before step n all parameters grow out of bounds.
+OVERFLOW_AT = """
+import jax
+from maskrcnn_jax import train
+advance = train._Run._advance
+def _advance(self, done):
+    if done == {step}:
+        params = jax.tree.map(lambda x: x * 1e30, self.state.params)
+        self.state = self.state._replace(params=params)
+    advance(self, done)
+train._Run._advance = _advance
+"""
+
 # From step n on no file may grow beyond 20 kB, as if the disk were full.
 FULL_DISK_AT = """
 import resource
@@ -158,7 +171,7 @@ def test_sigterm_saves_and_leaves_and_changes_are_listed(cache, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_recorded_and_replayed(cache, tmp_path):
-    bad = tiny_run.run(cache, tiny_run.arguments(tmp_path, "optim.base_lr=1e30"))
+    bad = tiny_run.run(cache, tiny_run.arguments(tmp_path), OVERFLOW_AT.format(step=3))
     assert bad.returncode == 1, bad.stdout + bad.stderr
     found = re.search(
         r"step (\d+): the loss or its gradient is not finite \((.*)\); image ids \[(.*)\]",
@@ -166,7 +179,7 @@ def test_a_loss_that_is_not_finite_is_recorded_and_replayed(cache, tmp_path):
     )
     assert found and len(found[3].split(",")) == 2
     report = json.loads((tmp_path / "flight" / "report.json").read_text())
-    assert report["step"] == int(found[1])
+    assert report["step"] == int(found[1]) == 3
 
     again = tiny_run.run(cache, tiny_run.arguments(tmp_path, mode="replay", config="-"))
     assert again.returncode == 0, again.stderr
@@ -214,15 +227,15 @@ def compiled(output: str, name: str) -> list[str]:
 
 
 def test_each_canvas_is_compiled_once_and_runs_end_early(cache, tmp_path):
-    """Evaluations that are all equal, as the learning rate is next to nothing."""
+    """Evaluations that are all equal, as no picture has a large object."""
     done = tiny_run.run(
         cache,
         tiny_run.arguments(
             tmp_path,
-            "data.canvases=((64,96),(96,64))",
+            "data.canvases=((64,96),(96,96))",
             "data.short=(56,64)",
             "data.shapes_val=8",
-            "optim.base_lr=1e-12",
+            "train.best_metric=segm/APl",
             "train.early_stop=1",
             "eval.every=8",
             "train.num_steps=40",
@@ -231,8 +244,8 @@ def test_each_canvas_is_compiled_once_and_runs_end_early(cache, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("training step", "prediction"):
         canvases = compiled(done.stdout, name)
-        assert sorted(canvases) == ["64x96", "96x64"], (name, canvases)
-    assert "no better segm/AP in the last 1 evaluations: the run ends early, at step 16" in (
+        assert sorted(canvases) == ["64x96", "96x96"], (name, canvases)
+    assert "no better segm/APl in the last 1 evaluations: the run ends early, at step 16" in (
         done.stdout
     )
     assert [line["step"] for line in tiny_run.metrics(tmp_path)] == [5, 8, 10, 15, 16]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import one_step
 import tiny_model
+import tiny_run
 from jax.sharding import AxisType, Mesh
 
 from maskrcnn_jax import runtime, selection
@@ -130,7 +131,7 @@ def test_two_hosts_take_the_same_step_as_one_device(tmp_path):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         # One device a host; for one step the compiler's optimisations cost more than they save.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": tiny_run.QUICK_TO_COMPILE,
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",

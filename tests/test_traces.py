@@ -183,13 +183,14 @@ def test_a_mistake_in_the_function_is_raised_as_it_is(tmp_path):
 
 
 def test_they_lie_beside_the_compilation_cache_of_a_program_with_a_source(tmp_path, monkeypatch):
-    before = jax.config.jax_compilation_cache_dir
+    before, main = jax.config.jax_compilation_cache_dir, sys.modules["__main__"]
+    monkeypatch.setattr(main, "__file__", "main.py", raising=False)
     try:
         for folder, found in ((str(tmp_path), tmp_path / "traces"), (None, None), ("gs://a", None)):
             jax.config.update("jax_compilation_cache_dir", folder)
             assert beside_the_cache()._folder == found
         jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-        monkeypatch.delattr(sys.modules["__main__"], "__file__")
+        monkeypatch.delattr(main, "__file__")
         assert beside_the_cache()._folder is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
+# Hundreds of kernels that run for microseconds: most of the time made them fast.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
 MODEL = (
     "model.depth=10",
     "model.width=8",
@@ -64,8 +67,7 @@ def environment(cache: Path, **extra: str) -> dict[str, str]:
         ),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
-        # Hundreds of kernels that run for microseconds: most of the time made them fast.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK_TO_COMPILE,
         **extra,
     }
 
@@ -73,8 +75,10 @@ def environment(cache: Path, **extra: str) -> dict[str, str]:
 def run(
     cache: Path, argv: list[str], before: str = "", **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs main.py. before: Python lines that run first, to plant a fault."""
-    # What runs by -c keeps no traced programs, which a fault may have changed.
+    """Runs main.py. before: Python lines that run first, to plant a fault.
+
+    With such lines it runs by -c, and so takes no traced programs of other runs.
+    """
     program = ["-c", driver(before)] if before else ["main.py"]
     return subprocess.run(
         [sys.executable, *program, *argv],
