@@ -93,7 +93,7 @@ class Traces:
         }
         devices = [platform(), jax.devices()[0].device_kind, jax.device_count()]
         everything = name, self._about, str(tree), shapes, versions, settings, devices, _sources()
-        text = json.dumps(everything, sort_keys=True)
+        text = json.dumps(everything, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -118,7 +118,7 @@ def _sources() -> list[str]:
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     own = {Path(file) for file in loaded if file and not file.startswith(libraries)}
     own |= set(Path(__file__).parent.rglob("*.py"))
-    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in own if path.exists())
+    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in own if path.is_file())
 
 
 def _export(jitted: Any, args: tuple) -> _Kept:
