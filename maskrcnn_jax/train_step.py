@@ -117,7 +117,8 @@ def make_programs(
 ) -> tuple[runtime.Programs, optax.GradientTransformation]:
     """The training step that a config asks for, for each canvas; and its optimizer.
 
-    params: parameters, or jax.ShapeDtypeStruct. traces: of earlier processes, told the model.
+    config: the whole tree. params: parameters, or jax.ShapeDtypeStruct. say: prints a line.
+    traces: of earlier processes, told the model.
     """
     t, o = config.train, config.optim
     # All that the step is made of beside the model; it is what tells one kept trace from another.

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,16 @@ def test_garbage_is_collected_as_usual_from_the_first_program_on(monkeypatch):
         assert gc.get_threshold() == (1_000, 10, 10) and "sum for 4x4" in lines[0]
     finally:
         gc.set_threshold(*before)
+
+
+def test_memory_is_returned_where_there_is_glibc(monkeypatch):
+    asked = []
+    library = types.SimpleNamespace(malloc_trim=asked.append)
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: library)
+    runtime.return_memory()
+    assert asked == [0]
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: object())
+    runtime.return_memory()
 
 
 def test_a_program_is_compiled_beside_other_work():
