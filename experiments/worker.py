@@ -92,8 +92,7 @@ def _measure(folder: Path) -> dict[str, Any]:
     import jax
 
     from maskrcnn_jax import checkpoint, preprocess
-    from maskrcnn_jax.models.families import build
-    from maskrcnn_jax.train_step import variable_shapes
+    from maskrcnn_jax.models.families import build, variable_shapes
 
     # Foreign weights may have changed the model's fields: this is the config that was trained.
     config = config_lib.load(folder / "config.json", schema=common.get_config())

@@ -28,10 +28,9 @@ from maskrcnn_jax.data.coco import CocoData, instance_mask
 from maskrcnn_jax.datasets import check_classes, classes_of, load_data
 from maskrcnn_jax.errors import Stopped, UserError
 from maskrcnn_jax.logs import RunLog, write_atomic
-from maskrcnn_jax.models.families import build
+from maskrcnn_jax.models.families import build, variable_shapes
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.traces import Traces
-from maskrcnn_jax.train_step import variable_shapes
 from maskrcnn_jax.types import Detections
 from maskrcnn_jax.views import View
 

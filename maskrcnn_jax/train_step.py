@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maskrcnn_jax import runtime
-from maskrcnn_jax.models.families import forward_train
+from maskrcnn_jax.models import families
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.ops.platform import platform
 from maskrcnn_jax.optimizer import make_optimizer
@@ -44,7 +44,7 @@ class Initializer:
         """seed: of the random key, modulo 2**32. traces: of earlier processes, told the model."""
 
         def variables(seed: Array) -> dict[str, Any]:
-            return _collections(_without_pooling(model).init(jax.random.key(seed), *_example()))
+            return families.init(model, jax.random.key(seed))
 
         self._seed = np.uint32(seed % 2**32)
         self._lowered = (traces or Traces()).lower("variables", jax.jit(variables), self._seed)
@@ -60,31 +60,6 @@ class Initializer:
 def init_variables(model: MaskRCNN, seed: int) -> dict[str, Any]:
     """The values of an `Initializer`."""
     return Initializer(model, seed)()
-
-
-def variable_shapes(model: MaskRCNN) -> dict[str, Any]:
-    """What `init_variables` returns, as jax.ShapeDtypeStruct: nothing is compiled."""
-    return _collections(
-        jax.eval_shape(_without_pooling(model).init, jax.random.key(0), *_example())
-    )
-
-
-def _without_pooling(model: MaskRCNN) -> MaskRCNN:
-    """The same parameters, of which none depends on what is pooled, in less time of tracing."""
-
-    def pool(levels: dict[str, Array], rois: Array, size: int) -> Array:
-        finest = next(iter(levels.values()))
-        return jnp.zeros((*rois.shape[:2], size, size, finest.shape[-1]), finest.dtype)
-
-    return model.clone(pool=pool)
-
-
-def _example() -> tuple[Array, Array]:
-    return jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32)
-
-
-def _collections(variables: dict[str, Any]) -> dict[str, Any]:
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def init_state(
@@ -155,7 +130,7 @@ def make_train_step(
     def loss(params: Any, stats: Any, batch: Batch, keys: Array) -> tuple[Array, tuple]:
         params = jax.tree.map(lambda p, on: p if on else jax.lax.stop_gradient(p), params, trained)
         variables = {"params": params, "batch_stats": stats}
-        terms, metrics, stats = forward_train(model, variables, batch, keys, mesh)
+        terms, metrics, stats = families.forward_train(model, variables, batch, keys, mesh)
         total, named = sum(terms), terms._asdict()
         if not model.settings.keypoints:
             del named["keypoint"]

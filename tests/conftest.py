@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 from jax._src import compiler  # noqa: E402
 
 from maskrcnn_jax import traces  # noqa: E402
+from maskrcnn_jax.weights import importer  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +79,22 @@ def nothing_kept():
     """Commands that tests call trace anew: a test may have patched what is traced."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(traces, "beside_the_cache", traces.Traces)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shapes_once():
+    """Nearly all that an import does is to trace its model, and hundreds are of a few models."""
+    shapes, known = importer.model_shapes, {}
+
+    def remembered(model_config, num_classes):
+        key = repr(sorted(dict(model_config).items())), num_classes
+        if key not in known:
+            known[key] = shapes(model_config, num_classes)
+        return dict(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importer, "model_shapes", remembered)
         yield
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from maskrcnn_jax import runtime
 from maskrcnn_jax.optimizer import make_optimizer
-from maskrcnn_jax.train_step import init_state, init_variables, make_train_step
+from maskrcnn_jax.train_step import init_state, make_train_step
 
 BATCH = 8
 
@@ -23,7 +23,7 @@ def prepare(mesh: Mesh, norm: str = "frozen"):
     optim = tiny_model.config().optim
     # The momentum after one step is then the gradient itself.
     optim.update({"name": "sgd", "weight_decay": 0.0, "clip_norm": 0.0, "ema_decay": 0.0})
-    variables = jax.tree.map(np.asarray, init_variables(model, 0))
+    variables = tiny_model.variables(model)
     tx, schedule, trained = make_optimizer(variables["params"], optim, 0, 10, BATCH)
     step = make_train_step(model, tx, schedule, trained, mesh)
     state = runtime.replicate(init_state(variables, tx, 0.0), mesh)

@@ -21,7 +21,7 @@ import tiny_run
 
 from experiments import plan, worker
 from maskrcnn_jax.models import families
-from maskrcnn_jax.train_step import variable_shapes
+from maskrcnn_jax.models.families import variable_shapes
 
 # No run is written where it would lie.
 TRAININGS = experiment_arms.distinct_runs(plan.table_names(), Path("unused"))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny_model
 import tiny_run
-from test_main import KILL_AT
 
 from maskrcnn_jax import checkpoint, train
 from maskrcnn_jax.data.scenes import CATEGORIES
@@ -27,13 +26,6 @@ FIELDS = (
     "train.keep_last=9",
     "eval.every=0",
 )
-
-# Four steps are sooner taken by a slow program than a fast one is compiled.
-# The last evaluation would compile the prediction, which other tests do.
-NO_EVALUATION = """
-from maskrcnn_jax import train
-train._Run._evaluate = lambda self, done: {"segm/AP": 0.5}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +54,7 @@ def weights(folder):
 def test_from_another_runs_weights_to_the_end(run, tmp_path):
     cache, workdir = tmp_path / "cache", tmp_path / "run"
     argv = tiny_run.arguments(workdir, f"init.checkpoint={run}", *FIELDS)
-    killed = tiny_run.run(cache, argv, KILL_AT.format(step=4, signal="SIGKILL"))
+    killed = tiny_run.run(cache, argv, "kill_at(4)")
     assert killed.returncode == -9, killed.stdout + killed.stderr
     told = killed.stdout
     assert "train.epochs 0.5 x 16 images / batch 2: 4 steps" in told
@@ -78,7 +70,7 @@ def test_from_another_runs_weights_to_the_end(run, tmp_path):
     assert re.search(r"box_head .* 1 .* step 1", told)
     assert told.count("compiled the training step") == 1  # one program for both stages
 
-    done = tiny_run.run(cache, argv, NO_EVALUATION)
+    done = tiny_run.run(cache, argv, "no_evaluation()")
     assert done.returncode == 0, done.stdout + done.stderr
     # The last checkpoint may not have been complete when the process was killed.
     assert re.search("resuming at step [23] of 4", done.stdout)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import peer_model
@@ -12,11 +11,10 @@ import tiny_model
 import tiny_run
 
 from configs import common
-from maskrcnn_jax import checkpoint, initial, train
+from maskrcnn_jax import checkpoint, evaluate, initial, train
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.data.scenes import CATEGORIES
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.weights import exporter, importer
 
 CLASSES = 6  # of the generated shapes
@@ -28,7 +26,7 @@ def weights(family, classes=CLASSES):
     model = tiny_model.mask_rcnn.build(config, classes)
     names = {"names": [f"class {i}" for i in range(classes)], "category_ids": [*range(classes)]}
     spec = exporter.spec_for(family, config.to_dict(), names)
-    return exporter.export(init_variables(model, 0), spec)
+    return exporter.export(tiny_model.variables(model), spec)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +42,20 @@ def settings(**fields):
         config[group][field] = value
     config.lock()
     return config
+
+
+def refusal(folder, *fields, mode="train"):
+    """What a run in this process is refused for."""
+    config = config_lib.load(
+        tiny_run.ROOT / "configs" / "shapes.py",
+        ("data.shapes_train=4", "data.shapes_val=2", f"data.cache_dir={folder / 'cache'}", *fields),
+        schema=common.get_config(),
+    )
+    config_lib.validate(config, mode)
+    begin = train.train_and_evaluate if mode == "train" else evaluate.evaluate_run
+    with pytest.raises(UserError) as error:
+        begin(config, folder / "refused")
+    return str(error.value)
 
 
 @pytest.mark.parametrize("family", ["detectron2", "torchvision"])
@@ -88,18 +100,9 @@ def test_no_weights_at_all():
 def test_the_adopted_config_is_checked_before_anything_is_prepared(tmp_path):
     """A run without masks, and the metric of masks as the best one."""
     path = tiny_checkpoint.make(tmp_path / "boxes", is_noise=True, mask_branch="none")
-    fields = ("data.shapes_train=4", "data.shapes_val=2", f"init.checkpoint={path}")
-    root = Path(__file__).parents[1]
-    config = config_lib.load(
-        root / "configs" / "shapes.py",
-        (*fields, "init.heads=match", f"data.cache_dir={tmp_path / 'cache'}"),
-        schema=common.get_config(),
-    )
-    config_lib.validate(config)
-    with pytest.raises(UserError) as error:
-        train.train_and_evaluate(config, tmp_path / "run")
+    told = refusal(tmp_path, f"init.checkpoint={path}", "init.heads=match")
     for words in (str(path), "train.best_metric='segm/AP'", "train.best_metric='bbox/AP'"):
-        assert words in str(error.value)
+        assert words in told
 
 
 def test_a_run_starts_goes_on_and_is_exported(cache, tmp_path):
@@ -109,8 +112,8 @@ def test_a_run_starts_goes_on_and_is_exported(cache, tmp_path):
     exporter.save(tensors, file)
     workdir = tmp_path / "run"
     fields = (f"init.checkpoint={file}", "model.depth=34", "model.freeze_at=2")
-    argv = tiny_run.arguments(workdir, *fields, "eval.every=0", "train.num_steps=1")
-    done = tiny_run.run(cache, argv)
+    argv = tiny_run.arguments(workdir, *fields, "train.num_steps=1")
+    done = tiny_run.run(cache, argv, "no_evaluation()")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{file}: detectron2 model, ResNet-10, 6 classes" in done.stdout
     assert "config.model.depth: 34 -> 10, as the weights expect" in done.stdout
@@ -118,8 +121,8 @@ def test_a_run_starts_goes_on_and_is_exported(cache, tmp_path):
     assert saved["depth"] == 10 and saved["norm"] == "frozen" and saved["box_fc_dim"] == 32
 
     file.unlink()
-    argv = tiny_run.arguments(workdir, *fields, "eval.every=0", "train.num_steps=2")
-    done = tiny_run.run(cache, argv)
+    argv = tiny_run.arguments(workdir, *fields, "train.num_steps=2")
+    done = tiny_run.run(cache, argv, "no_evaluation()")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming at step 1 of 2" in done.stdout
     variables, meta = checkpoint.load_variables(workdir / "checkpoints" / "2")
@@ -133,25 +136,19 @@ def test_a_run_starts_goes_on_and_is_exported(cache, tmp_path):
     assert (out["backbone.bottom_up.stem.conv1.weight"] == theirs).all()
 
 
-def test_other_classes_and_evaluation(cache, tmp_path):
+def test_other_classes(cache, tmp_path):
     file = tmp_path / "other.pkl"
-    exporter.save(weights("torchvision", classes=7), file)
-    fields = (f"init.checkpoint={file}", "train.num_steps=1")
-    refused = tiny_run.run(cache, tiny_run.arguments(tmp_path / "a", *fields))
-    assert refused.returncode == 2
-    assert "7 classes, the data 6" in refused.stderr and "init.skip_heads" in refused.stderr
-    argv = tiny_run.arguments(tmp_path / "b", *fields, "init.skip_heads=true")
-    done = tiny_run.run(cache, argv)
+    exporter.save(weights("detectron2", classes=7), file)
+    fields = (f"init.checkpoint={file}", "model.freeze_at=2")
+    for mode in ("train", "evaluate"):
+        told = refusal(tmp_path, *fields, mode=mode)
+        assert "7 classes, the data 6" in told
+        assert ("init.skip_heads" in told) == (mode == "train")
+    more = ("init.skip_heads=true", "train.num_steps=1")
+    argv = tiny_run.arguments(tmp_path / "run", *fields, *more)
+    done = tiny_run.run(cache, argv, "no_evaluation()")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left random, of other classes: params/box_head/cls_score/kernel" in done.stdout
-
-    refused = tiny_run.run(cache, tiny_run.arguments(tmp_path / "c", *fields, mode="evaluate"))
-    assert refused.returncode == 2 and "7 classes, the data 6" in refused.stderr
-    exporter.save(weights("torchvision"), file)
-    done = tiny_run.run(cache, tiny_run.arguments(tmp_path / "d", *fields, mode="evaluate"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "config.data.resize_rule: 'pillow' -> 'torchvision'" in done.stdout
-    assert json.loads((tmp_path / "d" / "eval" / "metrics.json").read_text())["step"] == 0
 
 
 def test_weights_of_more_classes_than_the_data_are_evaluated(cache, tmp_path):
@@ -164,18 +161,19 @@ def test_weights_of_more_classes_than_the_data_are_evaluated(cache, tmp_path):
         imported.spec, class_names=tuple(more["names"]), category_ids=tuple(more["category_ids"])
     )
     importer.save(replace(imported, spec=spec, classes=more), file)
-    fields = (f"init.checkpoint={file}",)
-    done = tiny_run.run(cache, tiny_run.arguments(tmp_path / "a", *fields, mode="evaluate"))
+    argv = tiny_run.arguments(tmp_path / "a", f"init.checkpoint={file}", mode="evaluate")
+    done = tiny_run.run(cache, argv)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "config.data.resize_rule: 'pillow' -> 'torchvision'" in done.stdout
+    assert json.loads((tmp_path / "a" / "eval" / "metrics.json").read_text())["step"] == 0
     rows = json.loads((tmp_path / "a" / "eval" / "results.json").read_text())
     assert {row["category_id"] for row in rows} <= set(ids)
 
     more["names"][1] = "other"
     spec = replace(spec, class_names=tuple(more["names"]))
     importer.save(replace(imported, spec=spec, classes=more), tmp_path / "renamed")
-    fields = (f"init.checkpoint={tmp_path / 'renamed'}",)
-    refused = tiny_run.run(cache, tiny_run.arguments(tmp_path / "b", *fields, mode="evaluate"))
-    assert refused.returncode == 2 and "its classes are not those of" in refused.stderr
+    told = refusal(tmp_path, f"init.checkpoint={tmp_path / 'renamed'}", mode="evaluate")
+    assert "its classes are not those of" in told
 
 
 def test_our_own_checkpoint_of_an_import(tmp_path):

@@ -14,7 +14,6 @@ from maskrcnn_jax.models.mask_rcnn import forward_predict, forward_train
 from maskrcnn_jax.models.norm import ConvNorm, GroupedConv
 from maskrcnn_jax.models.resnet import ResNet
 from maskrcnn_jax.models.roi_heads import Upsample
-from maskrcnn_jax.train_step import init_variables
 
 
 def shapes(config, num_classes):
@@ -153,7 +152,7 @@ def test_upsampling_is_a_transposed_convolution():
 @pytest.fixture(scope="module")
 def tiny():
     model = tiny_model.model()
-    variables = init_variables(model, 0)
+    variables = tiny_model.variables(model)
     predict = jax.jit(lambda v, i, h: forward_predict(model, v, i, h))
     return model, variables, predict
 
@@ -183,15 +182,15 @@ def test_the_mask_head_on_wanted_rows_alone_changes_nothing(monkeypatch):
     batch = jax.tree.map(jnp.asarray, tiny_model.batch(2))
 
     def run(params):
-        def loss(params):
-            terms, *_ = forward_train(
-                model, {**variables, "params": params}, batch, tiny_model.keys(2)
-            )
-            return sum(terms)
+        def loss(some):
+            tree = {**variables, "params": params | some}
+            return sum(forward_train(model, tree, batch, tiny_model.keys(2))[0])
 
         found = forward_predict(model, variables, batch.images, batch.image_hw)
         masks = jnp.where(found.valid[:, :, None, None], found.masks, 0)
-        return *jax.value_and_grad(loss)(params), masks
+        # The backbone learns of the rows through the FPN.
+        some = {part: params[part] for part in ("fpn", "mask_head")}
+        return *jax.value_and_grad(loss)(some), masks
 
     assert mask_rcnn._wanted_rows(model, jnp.ones((2, 3), bool), None) == 3
     some = jax.jit(run)(variables["params"])
@@ -239,7 +238,7 @@ def test_nothing_is_detected_with_weights_that_are_not_finite(tiny):
 
 def test_remat_and_bfloat16_are_the_same_function():
     batch = jax.tree.map(jnp.asarray, tiny_model.batch(1))
-    variables = init_variables(tiny_model.model(), 0)
+    variables = tiny_model.variables(tiny_model.model())
 
     def features(**fields):
         model = tiny_model.model(**fields)

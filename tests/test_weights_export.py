@@ -14,7 +14,6 @@ import pytest
 import tiny_model
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.weights import exporter, importer, layout, readers
 
 MODELS = [path.stem for path in golden_sets.find("torch", "manifests/*.json")]
@@ -113,7 +112,7 @@ def test_models_of_our_own(family, norm):
     config = tiny_model.config(norm=norm, depth=50, mask_convs=2, **heads)
     model = tiny_model.mask_rcnn.build(config.model, tiny_model.CLASSES)
     rng = np.random.default_rng(0)
-    flat = importer.flatten(init_variables(model, 0))
+    flat = importer.flatten(tiny_model.variables(model))
     flat = {
         path: np.abs(np.asarray(x) + 0.1 * rng.standard_normal(x.shape).astype(np.float32))
         for path, x in flat.items()
@@ -157,7 +156,7 @@ def test_what_cannot_be_exported():
     model = tiny_model.model(norm="group", depth=50)
     with pytest.raises(UserError, match="norm/scale"):
         exporter.export(
-            init_variables(model, 0),
+            tiny_model.variables(model),
             exporter.spec_for("detectron2", config | {"rpn_convs": 1}, NAMES),
         )
 

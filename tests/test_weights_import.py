@@ -5,6 +5,7 @@ is compared with the peers' layers written out in NumPy.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 import golden_sets
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 
 from configs import common
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.weights import coco_names, exporter, importer, layout, mmdetection, presets
 
 MODELS = [path.stem for path in golden_sets.find("torch", "manifests/*.json")]
@@ -361,6 +361,7 @@ def test_layers_against_numpy(seed, inputs, outputs, side):
     np.testing.assert_allclose(ours, up, atol=1e-4)
 
 
+@cache
 def tiny_tensors(family):
     """A peer's tensors of the smallest model with all parts; some norms are not neutral."""
     heads = {"box_convs": 4, "box_fcs": 1, "rpn_convs": 2} if family == "torchvision" else {}
@@ -368,7 +369,7 @@ def tiny_tensors(family):
     model = tiny_model.mask_rcnn.build(config.model, 3)
     names = {"names": list("abc"), "category_ids": [1, 2, 3]}
     spec = exporter.spec_for(family, config.model.to_dict(), names)
-    return exporter.export(init_variables(model, 0), spec)
+    return exporter.export(tiny_model.variables(model), spec)
 
 
 DAMAGE = {

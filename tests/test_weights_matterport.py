@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import mask_rcnn
-from maskrcnn_jax.train_step import init_variables
 from maskrcnn_jax.weights import exporter, importer, matterport, readers
 from maskrcnn_jax.weights.readers import Source
 
@@ -282,7 +281,7 @@ def test_missing_renamed_and_misshapen_tensors_are_named(tensors):
 def test_heads_of_other_classes_only_on_request(tensors):
     imported = importer.import_weights(source(tensors))
     model = mask_rcnn.build(ConfigDict(dict(imported.config["model"])), 7)
-    fresh = init_variables(model, 0)
+    fresh = tiny_model.variables(model)
     with pytest.raises(UserError, match="3 classes, the data 7.*init.skip_heads"):
         importer.fill(fresh, imported, skip_heads=False)
     filled, lines = importer.fill(fresh, imported, skip_heads=True)

@@ -7,7 +7,7 @@ import numpy as np
 import tiny_model
 from PIL import Image
 
-from maskrcnn_jax import checkpoint, train_step
+from maskrcnn_jax import checkpoint
 from maskrcnn_jax.weights import importer
 
 NAMES = ["cat", "dog", "owl", "big fox", "a/b"]
@@ -33,7 +33,7 @@ def make(
     if is_noise:
         variables = noise(config.model)
     else:
-        variables = train_step.init_variables(tiny_model.model(**fields), 0)
+        variables = tiny_model.variables(tiny_model.model(**fields))
     meta = {
         "step": 0,
         "score": None,

@@ -41,9 +41,7 @@ def variables(model: mask_rcnn.MaskRCNN, seed: int = 0) -> dict:
         deviation = np.prod(leaf.shape[:-1]) ** -0.5
         return rng.normal(0, deviation, leaf.shape).astype(np.float32)
 
-    images, hw = np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 2), 64, np.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images, hw)
-    return {"batch_stats": {}} | jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, families.variable_shapes(model))
 
 
 def batch(

@@ -38,7 +38,7 @@ SCHEDULE = (
     "train.num_steps=12",
     "train.batch_size=2",
     "train.checkpoint_every=4",
-    "train.log_every=5",
+    "train.log_every=3",
     "eval.every=6",
     "eval.batch_size=2",
     "eval.num_pictures=2",
@@ -73,13 +73,10 @@ def environment(cache: Path, **extra: str) -> dict[str, str]:
 
 
 def run(
-    cache: Path, argv: list[str], before: str = "", **extra: str
+    cache: Path, argv: list[str], fault: str = "", **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs main.py. before: Python lines that run first, to plant a fault.
-
-    With such lines it runs by -c, and so takes no traced programs of other runs.
-    """
-    program = ["-c", driver(before)] if before else ["main.py"]
+    """Runs main.py. fault: Python that plants one by the functions of faulty.py."""
+    program = ["tests/faulty.py", fault] if fault else ["main.py"]
     return subprocess.run(
         [sys.executable, *program, *argv],
         env=environment(cache, **extra),
@@ -89,11 +86,6 @@ def run(
         timeout=600,
         check=False,
     )
-
-
-def driver(before: str) -> str:
-    """The program that calls main.main after the lines `before`."""
-    return f"import sys\nsys.path.insert(0, '.')\n{before}\nimport main\nmain.leave(main.main())\n"
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -8,6 +8,8 @@ family is a new file, its line in `_FAMILIES` and its condition in `build`.
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
@@ -25,6 +27,24 @@ def build(config: Any, num_classes: int) -> MaskRCNN:
     """The model of a config's `model` group: Cascade R-CNN if it has cascade_ious."""
     family = cascade if config.cascade_ious else mask_rcnn
     return family.build(config, num_classes)
+
+
+def init(model: MaskRCNN, key: Key[Array, ""]) -> dict[str, Any]:
+    """Random parameters and fresh statistics, {"params", "batch_stats"}."""
+
+    def pool(levels: dict[str, Array], rois: Array, size: int) -> Array:
+        finest = next(iter(levels.values()))
+        return jnp.zeros((*rois.shape[:2], size, size, finest.shape[-1]), finest.dtype)
+
+    # No parameter depends on what is pooled, and to trace the pooling takes time.
+    images, image_hw = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32)
+    variables = model.clone(pool=pool).init(key, images, image_hw)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def variable_shapes(model: MaskRCNN) -> dict[str, Any]:
+    """What `init` returns, as jax.ShapeDtypeStruct: nothing is compiled."""
+    return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
 def forward_train(

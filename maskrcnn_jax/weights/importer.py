@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
@@ -212,9 +211,7 @@ def family(name: str) -> ModuleType:
 def model_shapes(model_config: Mapping[str, Any], num_classes: int) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all variables of the model that a complete `model` group describes."""
     model = families.build(ConfigDict(dict(model_config)), num_classes)
-    images, hw = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), images, hw)
-    return {path: tuple(x.shape) for path, x in flatten(tree).items()}
+    return {path: x.shape for path, x in flatten(families.variable_shapes(model)).items()}
 
 
 def _import(source: readers.Source) -> Imported:
