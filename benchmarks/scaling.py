@@ -5,8 +5,8 @@
 
 Every point is the compiled training step, and the prediction, of Mask R-CNN FPN on synthetic
 batches; one quantity changes, the others keep their middle value. Medians of --rounds calls, points
-in turns, so that a machine that slows down does not bend a curve. Told beside them: how many rois of
-an image are objects, as the mask branch of the step computes no others. The prediction keeps all of
+in turns, so that a machine that slows down does not bend a curve. Told beside them: how many rois
+of an image are objects, as the step's mask branch computes no others. The prediction keeps all of
 its detections, however low their scores. The devices are virtual ones of a CPU: there the
 collectives of the compiled step are counted, which must not grow with them, and none may be in a
 loop. Writes OUTPUT.json, and OUTPUT.png where matplotlib is installed.
