@@ -210,7 +210,6 @@ def test_two_hosts_agree_with_one(cache, undisturbed, tmp_path):
                 JAX_NUM_PROCESSES="2",
                 JAX_PROCESS_ID=str(i),
                 JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
-                JAX_SHARE_BINARY_BETWEEN_HOSTS="true",  # both on one machine, one compiles
             ),
             cwd=tiny_run.ROOT,
             text=True,
