@@ -32,12 +32,12 @@ def program(
 ) -> tuple[Callable, tuple]:
     """The compiled prediction, and its arguments: variables, pictures, sizes.
 
-    peer: torchvision's model, whose weights it takes; None: random ones behind GroupNorm.
+    peer: torchvision's model, whose weights it takes; None: random ones.
     """
     hw = (64, 96) if setting.small else setting.hw
     fields = PRESETS["torchvision_v1"]["model"] | {"dtype": setting.dtype, "score_thresh": thresh}
     if peer is None:
-        fields |= {"norm": "group"} | (SMALL if setting.small else {})
+        fields |= SMALL if setting.small else {}
         model = mask_rcnn.build(Fields(**fields), CLASSES)
         variables = init_variables(model, 0)
     else:

@@ -47,12 +47,12 @@ def program(
 ) -> tuple[Callable, tuple]:
     """The compiled step, and its arguments: state and batch. The state is donated.
 
-    peer: torchvision's model, whose weights it takes; None: random ones behind GroupNorm.
+    peer: torchvision's model, whose weights it takes; None: random ones.
     """
     data = _batch(setting) if data is None else data
     fields = PRESETS["torchvision_v1"]["model"] | {"dtype": setting.dtype}
     if peer is None:
-        fields |= {"norm": "group", "freeze_at": 0} | (SMALL if setting.small else {})
+        fields |= SMALL if setting.small else {}
         model = mask_rcnn.build(Fields(**fields), CLASSES)
         variables = init_variables(model, 0)
     else:

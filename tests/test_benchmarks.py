@@ -106,12 +106,16 @@ def test_table_tells_figures_notes_and_gaps():
 def test_memory_is_that_of_one_side_in_each_process(monkeypatch):
     def child(setting, what, side, cache):
         sides.append((what, side))
+        if side == "ours":  # the second finds what the first compiled
+            caches.append(cache)
         return {"peak_mib": 2.0, "imports_mib": 1.0, "device_mib": 0}
 
-    sides = []
+    sides, caches = [], []
     monkeypatch.setattr(compiling, "_child", child)
     found = list(compiling.memory(Setting(peers=frozenset({"detectron2", "torchvision"}))))
-    assert sides == [(w, s) for w in ("inference", "train_step") for s in compiling.SIDES]
+    started = ("ours", *compiling.SIDES)
+    assert sides == [(what, side) for what in ("inference", "train_step") for side in started]
+    assert all(caches) and caches[0] == caches[1] != caches[2] == caches[3]
     assert found[0].values["detectron2: peak, MiB"] == 2
 
 

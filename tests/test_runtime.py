@@ -69,6 +69,15 @@ def test_garbage_is_collected_as_usual_from_the_first_program_on(monkeypatch):
         gc.set_threshold(*before)
 
 
+def test_what_a_compiler_took_is_returned(monkeypatch):
+    returned = []
+    monkeypatch.setattr(runtime, "return_memory", lambda: returned.append(len(programs)))
+    programs = runtime.Programs(jax.jit(lambda x: x + 1), "sum", lambda line: None)
+    for _ in range(2):
+        programs.get((4, 4), jnp.ones(3))
+    assert returned == [0]
+
+
 def test_memory_is_returned_where_there_is_glibc(monkeypatch):
     asked = []
     library = types.SimpleNamespace(malloc_trim=asked.append)
