@@ -42,8 +42,12 @@ _compile_options = compiler.get_compile_options
 
 
 def _quicker(*args, env_options_overrides=None, **options):
-    """Without the optimizations, too, that JAX's setting leaves on: half of what it leaves."""
+    """Without the optimizations, too, that JAX's setting leaves on: half of what it leaves.
+
+    And in one piece: the other cores have tests of their own to compile.
+    """
     overrides = dict(env_options_overrides or {})
+    overrides["xla_cpu_parallel_codegen_split_count"] = 1
     if jax.config.values["jax_disable_most_optimizations"]:
         overrides["xla_cpu_use_fusion_emitters"] = False
     return _compile_options(*args, env_options_overrides=overrides, **options)

@@ -7,8 +7,6 @@ import pytest
 
 from maskrcnn_jax.ops import masks, pooling, roi_align, sampling
 
-pytestmark = pytest.mark.optimized
-
 
 def test_roi_align_gradient_by_finite_differences():
     rng = np.random.default_rng(0)

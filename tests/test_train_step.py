@@ -12,8 +12,6 @@ from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.runtime import make_mesh, replicate, shard_batch
 from maskrcnn_jax.train_step import init_state, init_variables, make_train_step
 
-pytestmark = pytest.mark.optimized
-
 RATE, EMA, SEED = 0.1, 0.15, 3
 
 
