@@ -2,8 +2,8 @@
 
     python main.py --config configs/shapes.py
 
-Hardware: 2 CPU cores, 12 to 23 minutes. AP (of boxes and of masks) on generated images that it has
-not seen: at least 0.60.
+Hardware: 2 CPU cores, 12 to 23 minutes with the installation. AP (of boxes and of masks) on
+generated images that it has not seen: at least 0.60.
 """
 
 from configs import common

@@ -14,13 +14,16 @@ QUICK_TO_COMPILE = (
     "--xla_cpu_parallel_codegen_split_count=1"
 )
 
-MODEL = (
+LAYERS = (
     "model.depth=10",
     "model.width=8",
     "model.fpn_channels=16",
     "model.rpn_channels=16",
     "model.mask_channels=16",
     "model.box_fc_dim=32",
+)
+MODEL = (
+    *LAYERS,
     "model.rpn_pre_nms_topk_train=60",
     "model.rpn_pre_nms_topk_test=60",
     "model.rpn_post_nms_topk_train=40",
